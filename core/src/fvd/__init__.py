@@ -1,0 +1,111 @@
+"""What plugin authors import: ``import fvd``.
+
+Every name below is loaded on first use (PEP 562), so ``import fvd`` costs almost nothing and never loads torch,
+numpy, yaml or pydantic. A plugin's light module (the one that its entry point names) uses only the first group.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    # light: hooks and descriptors
+    "hookimpl": "fvd.hookspecs",
+    "CommandSpec": "fvd.specs",
+    "DatasetKindSpec": "fvd.specs",
+    "FamilySpec": "fvd.specs",
+    "MethodSpec": "fvd.specs",
+    "MovedKey": "fvd.specs",
+    "RoleNeeds": "fvd.specs",
+    "SamplerSpec": "fvd.specs",
+    "TrackerSpec": "fvd.specs",
+    "ValidatorSpec": "fvd.specs",
+    "FvdError": "fvd.errors",
+    "Problem": "fvd.errors",
+    # needs pydantic
+    "MethodConfig": "fvd.config.models",
+    "PipelineConfig": "fvd.config.models",
+    "RoleConfig": "fvd.config.models",
+    "RunConfig": "fvd.config.models",
+    "TrainingConfig": "fvd.config.models",
+    # needs torch
+    "Adapter": "fvd.adapters",
+    "Batch": "fvd.adapters",
+    "FlowMatchingAdapter": "fvd.adapters",
+    "RoleView": "fvd.adapters",
+    "DataSpec": "fvd.data.spec",
+    "FieldSpec": "fvd.data.spec",
+    "RawBatch": "fvd.data.spec",
+    "VideoGeometry": "fvd.data.spec",
+    "Encoders": "fvd.families",
+    "Family": "fvd.families",
+    "FamilyContext": "fvd.families",
+    "Loss": "fvd.methods",
+    "Method": "fvd.methods",
+    "OptimizerSpec": "fvd.optim",
+    "RoleHandle": "fvd.roles",
+    "RoleManager": "fvd.roles",
+    "StepRandom": "fvd.rng",
+    "Tracker": "fvd.trackers.base",
+    "SamplingPlan": "fvd.validation.request",
+    "ValidationRequest": "fvd.validation.request",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> object:
+    try:
+        module = _EXPORTS[name]
+    except KeyError:
+        raise AttributeError(f"module 'fvd' has no attribute {name!r}") from None
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from fvd.adapters import Adapter as Adapter
+    from fvd.adapters import Batch as Batch
+    from fvd.adapters import FlowMatchingAdapter as FlowMatchingAdapter
+    from fvd.adapters import RoleView as RoleView
+    from fvd.config.models import MethodConfig as MethodConfig
+    from fvd.config.models import PipelineConfig as PipelineConfig
+    from fvd.config.models import RoleConfig as RoleConfig
+    from fvd.config.models import RunConfig as RunConfig
+    from fvd.config.models import TrainingConfig as TrainingConfig
+    from fvd.data.spec import DataSpec as DataSpec
+    from fvd.data.spec import FieldSpec as FieldSpec
+    from fvd.data.spec import RawBatch as RawBatch
+    from fvd.data.spec import VideoGeometry as VideoGeometry
+    from fvd.errors import FvdError as FvdError
+    from fvd.errors import Problem as Problem
+    from fvd.families import Encoders as Encoders
+    from fvd.families import Family as Family
+    from fvd.families import FamilyContext as FamilyContext
+    from fvd.hookspecs import hookimpl as hookimpl
+    from fvd.methods import Loss as Loss
+    from fvd.methods import Method as Method
+    from fvd.optim import OptimizerSpec as OptimizerSpec
+    from fvd.rng import StepRandom as StepRandom
+    from fvd.roles import RoleHandle as RoleHandle
+    from fvd.roles import RoleManager as RoleManager
+    from fvd.specs import CommandSpec as CommandSpec
+    from fvd.specs import DatasetKindSpec as DatasetKindSpec
+    from fvd.specs import FamilySpec as FamilySpec
+    from fvd.specs import MethodSpec as MethodSpec
+    from fvd.specs import MovedKey as MovedKey
+    from fvd.specs import RoleNeeds as RoleNeeds
+    from fvd.specs import SamplerSpec as SamplerSpec
+    from fvd.specs import TrackerSpec as TrackerSpec
+    from fvd.specs import ValidatorSpec as ValidatorSpec
+    from fvd.trackers.base import Tracker as Tracker
+    from fvd.validation.request import SamplingPlan as SamplingPlan
+    from fvd.validation.request import ValidationRequest as ValidationRequest

@@ -1,0 +1,186 @@
+"""Adapters: a family's loaded modules turned into operations.
+
+An adapter sees role handles, never role names, and no algorithm. Its public tensors are latents [B, C, T, H, W] and
+timesteps [B] in [0, num_train_timesteps]; it permutes at its own edge. `Adapter` holds the vocabulary; a family
+implements the primitives that it declares in its `fvd.FamilySpec`, and inherits a clear refusal for the others.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+import torch
+from torch import Tensor
+
+from fvd import flow
+from fvd.data.spec import RawBatch, VideoGeometry
+from fvd.errors import PluginError
+from fvd.roles import RoleHandle
+
+Conditioning = Any
+"""What only the adapter looks into: text embeddings, image features, a mapping of them."""
+
+LatentsSource = Literal["data", "zeros"]
+
+
+@dataclass
+class Batch:
+    """What `prepare_batch` makes of a raw batch.
+
+    latents: x0 [B, C, T, H, W], float32, normalised; zeros of that shape where the method rolls out from noise.
+    cond / uncond: conditioning for this batch; uncond is None until `ensure_negative_conditioning` has been called.
+    info: the metadata of each sample.
+    """
+
+    latents: Tensor
+    cond: Conditioning
+    uncond: Conditioning | None
+    info: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def batch_size(self) -> int:
+        return self.latents.shape[0]
+
+
+class Adapter(ABC):
+    """The vocabulary of primitives. Only `prepare_batch` is required of every family."""
+
+    device: torch.device
+    num_train_timesteps: int
+    attn_kinds: frozenset[str] = frozenset({"dense"})
+    """Values of ``attn_kind`` that the prediction primitives understand."""
+
+    # --- conditioning ---
+    @abstractmethod
+    def prepare_batch(self, raw_batch: RawBatch, *, latents_source: LatentsSource) -> Batch:
+        """Normalise latents, build conditioning, honour ``raw_batch.dropped``.
+
+        latents_source "zeros": only the shape of the latents is wanted; the raw batch may have none.
+        """
+
+    def ensure_negative_conditioning(self) -> None:
+        """Make unconditional conditioning available to `prepare_batch`. Explicit, idempotent, never a side effect."""
+        self._missing("ensure_negative_conditioning")
+
+    def negative_conditioning(self, batch_size: int) -> Conditioning:
+        """The unconditional conditioning for a batch; after `ensure_negative_conditioning`."""
+        self._missing("negative_conditioning")
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of a batch of prompts. May load the text encoder, until `release`."""
+        self._missing("encode_prompts")
+
+    def zero_conditioning(self, cond: Conditioning) -> Conditioning:
+        """``cond`` with every embedding zeroed; same shapes."""
+        self._missing("zero_conditioning")
+
+    # --- schedule ---
+    def shift_and_clamp_timestep(self, t: Tensor) -> Tensor:
+        """Apply the run's flow shift to timesteps and clamp to [0, num_train_timesteps]. [B] -> [B]."""
+        self._missing("shift_and_clamp_timestep")
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t at timestep ``t`` [B]; the dtype of ``x0``."""
+        self._missing("add_noise")
+
+    def scheduler(self, kind: str) -> Any:
+        """A fresh diffusers scheduler for sampler ``kind``, with this run's flow shift."""
+        self._missing("scheduler")
+
+    # --- prediction ---
+    def predict(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+        """The network's own output, [B, C, T, H, W], float32."""
+        self._missing("predict")
+
+    def training_target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What `predict` regresses to, float32."""
+        self._missing("training_target")
+
+    def predict_x0(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+        """The clean latents that the network's output implies, float32."""
+        self._missing("predict_x0")
+
+    def predict_noise(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+        """The Gaussian draw that the network's output implies, float32. Never a velocity."""
+        self._missing("predict_noise")
+
+    # --- decoding ---
+    def latent_shape(self, geometry: VideoGeometry) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the latents of a video of this size. Raises FvdError for sizes the model cannot make."""
+        self._missing("latent_shape")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents -> video [B, 3, T, H, W] in [0, 1], float32, on the CPU. May load the VAE, until `release`."""
+        self._missing("decode")
+
+    # --- life cycle ---
+    def on_train_start(self) -> None:
+        """Once, before the first step: encode what every batch needs. Text encoders may be loaded here."""
+
+    def release(self) -> None:
+        """Free what training does not need (text encoder, VAE). Called after preparations and after each validation."""
+
+    def backward(self, loss: Tensor, ctx: object | None) -> None:
+        """Backpropagate. ``ctx`` is what the method put into `fvd.Loss`; families whose forward needs context again
+        (a global attention state, say) enter it here."""
+        loss.backward()
+
+    def bind(self, handle: RoleHandle) -> RoleView:
+        """The same verbs with the handle filled in: ``student.predict_x0(x_t, t, cond)``."""
+        return RoleView(self, handle)
+
+    def _missing(self, primitive: str) -> NoReturn:
+        raise PluginError(
+            f"{type(self).__module__}.{type(self).__name__} does not implement the primitive {primitive!r}",
+            cure="Its family declares in `provides` what it has; a method may call only what it declares in `needs`.",
+        )
+
+
+@dataclass(frozen=True)
+class RoleView:
+    """One role's side of an adapter."""
+
+    adapter: Adapter
+    handle: RoleHandle
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+        return self.adapter.predict(self.handle, x_t, t, cond, attn_kind=attn_kind)
+
+    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+        return self.adapter.predict_x0(self.handle, x_t, t, cond, attn_kind=attn_kind)
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+        return self.adapter.predict_noise(self.handle, x_t, t, cond, attn_kind=attn_kind)
+
+
+class FlowMatchingAdapter(Adapter):
+    """Everything that follows from ``x_t = (1 − σ) x0 + σ noise`` when the network predicts the velocity.
+
+    A flow-matching family sets ``device`` and ``flow_shift`` and writes `prepare_batch`, `predict` and `decode`.
+    """
+
+    num_train_timesteps: int = 1000
+    flow_shift: float
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """σ(t) = t / num_train_timesteps, float32."""
+        return t.float() / self.num_train_timesteps
+
+    def shift_and_clamp_timestep(self, t: Tensor) -> Tensor:
+        shifted = flow.shift_sigma(self.sigma(t), self.flow_shift) * self.num_train_timesteps
+        return shifted.clamp(0, self.num_train_timesteps)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return flow.add_noise(x0, noise, self.sigma(t))
+
+    def training_target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return noise.float() - x0.float()
+
+    def predict_x0(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+        return flow.velocity_to_x0(self.predict(handle, x_t, t, cond, attn_kind=attn_kind), x_t, self.sigma(t))
+
+    def predict_noise(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+        return flow.velocity_to_noise(self.predict(handle, x_t, t, cond, attn_kind=attn_kind), x_t, self.sigma(t))

@@ -1,0 +1,1 @@
+"""Checkpoints: written aside with torch.distributed.checkpoint, renamed when whole, resumed exactly or refused."""

@@ -1,0 +1,221 @@
+"""Saving, finding, keeping and loading checkpoints of a run directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from fvd.checkpoint.state import (
+    lr_scheduler_states,
+    module_tensors,
+    restore_lr_schedulers,
+    restore_modules,
+    restore_role,
+    role_tensors,
+    stepped_optimizers,
+)
+from fvd.errors import CheckpointError
+from fvd.roles import RoleHandle, RoleManager
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = "checkpoint.json"
+TENSORS = "state"
+FORMAT = 1
+_STEP = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole checkpoint on disk."""
+
+    path: Path
+    description: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.description["step"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The effective run file that it was written under."""
+        return self.description["config"]
+
+    @property
+    def loader_state(self) -> dict[str, Any]:
+        return self.description["loader"]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Raises CheckpointError for anything that is not a whole checkpoint of this format."""
+    try:
+        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        cure = "A checkpoint is a folder like OUTPUT_DIR/checkpoints/step-00000100."
+        raise CheckpointError(f"{path} is not a checkpoint: no readable {DESCRIPTION}", cure=cure) from None
+    if description.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {description.get('format')}, this version reads {FORMAT}")
+    return Checkpoint(path, description)
+
+
+class CheckpointManager:
+    """The ``checkpoints/`` folder of one run. A folder named ``step-…`` in it is whole: it got its name last."""
+
+    def __init__(self, folder: Path, *, total_limit: int = 0) -> None:
+        self.folder = folder
+        self.total_limit = total_limit
+
+    def steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        matches = (_STEP.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def latest(self) -> Checkpoint | None:
+        steps = self.steps()
+        return read_checkpoint(self.path(steps[-1])) if steps else None
+
+    def find(self, step: int | None) -> Checkpoint:
+        """The checkpoint of ``step``, or the latest. Raises CheckpointError that lists what is there."""
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"there is no checkpoint in {self.folder}", cure="Has the run reached its first save?")
+        if step is not None and step not in steps:
+            raise CheckpointError(f"there is no checkpoint of step {step} in {self.folder}", cure=f"There are: {_listed(steps)}.")
+        return read_checkpoint(self.path(steps[-1] if step is None else step))
+
+    def save(self, step: int, roles: RoleManager, *, loader_state: dict[str, Any], config: dict[str, Any]) -> Path:
+        """Write everything that a resume needs. Raises CheckpointError when the disk refuses; then nothing is left
+        behind and earlier checkpoints are untouched."""
+        optimizer_keys = {handle.name: stepped_optimizers(handle) for handle in roles.trainable}
+        tensors = {handle.name: role_tensors(handle, optimizer_keys[handle.name]) for handle in roles.trainable}
+        description = {
+            "format": FORMAT,
+            "step": step,
+            "optimizers": optimizer_keys,
+            "lr_schedulers": lr_scheduler_states(roles),
+            "loader": loader_state,
+            "config": config,
+        }
+        target = self.path(step)
+        aside = self.folder / f".{target.name}.writing"
+        try:
+            self._check_space(_total_bytes(tensors))
+            _remove(aside)
+            aside.mkdir(parents=True)
+            _save_tensors(tensors, aside / TENSORS)
+            (aside / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+            _sync(aside)
+            _remove(target)
+            os.rename(aside, target)
+        except (OSError, CheckpointException) as error:
+            _remove(aside)
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: {_reason(error)}",
+                cure=self._what_is_left("Free some space (or name another training.output_dir) and run the same command again: "),
+            ) from error
+        self._forget_old()
+        return target
+
+    def load(self, checkpoint: Checkpoint, roles: RoleManager) -> None:
+        """Fill modules, optimizers and LR schedulers of all trainable roles, bit for bit."""
+        keys = checkpoint.description["optimizers"]
+        tensors = {handle.name: role_tensors(handle, keys[handle.name]) for handle in roles.trainable}
+        _load_tensors(tensors, checkpoint.path)
+        for handle in roles.trainable:
+            restore_role(handle, tensors[handle.name])
+        restore_lr_schedulers(roles, checkpoint.description["lr_schedulers"])
+
+    def _what_is_left(self, prefix: str) -> str:
+        steps = self.steps()
+        where = f"it continues from step {steps[-1]} ({self.path(steps[-1])})." if steps else "there is no earlier checkpoint."
+        return prefix + where
+
+    def _check_space(self, needed: int) -> None:
+        """Refuse early what cannot fit: a disk that is full to the last byte harms more than this run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(f"it needs {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")
+
+    def _forget_old(self) -> None:
+        if self.total_limit:
+            for step in self.steps()[: -self.total_limit]:
+                going = self.folder / f".{self.path(step).name}.deleting"
+                os.rename(self.path(step), going)
+                _remove(going)
+
+
+def load_role_weights(checkpoint: Checkpoint, handle: RoleHandle) -> None:
+    """Fill one role's modules, for sampling and export. Raises CheckpointError if the checkpoint has no such role."""
+    trained = checkpoint.description["optimizers"]
+    if handle.name not in trained:
+        raise CheckpointError(f"{checkpoint.path} holds no weights of role {handle.name}", cure=f"It holds: {', '.join(trained)}.")
+    tensors = {handle.name: module_tensors(handle)}
+    _load_tensors(tensors, checkpoint.path)
+    restore_modules(handle, tensors[handle.name])
+
+
+def _save_tensors(tensors: dict[str, Any], folder: Path) -> None:
+    with warnings.catch_warnings():
+        # "assuming the intent is to save in a single process": it is.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder, sync_files=True), no_dist=True)
+
+
+def _load_tensors(tensors: dict[str, Any], path: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path / TENSORS), no_dist=True)
+    except (CheckpointException, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint {path} does not fit these models: {_reason(error)}",
+            cure="Resume with the run file that it was made with, or start in another output directory.",
+        ) from error
+
+
+def _total_bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(_total_bytes(item) for item in value.values()) if isinstance(value, dict) else 0
+
+
+def _sync(folder: Path) -> None:
+    """Flush file contents and names to the disk before the rename makes them count."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _reason(error: BaseException) -> str:
+    """The first real cause inside torch's collected failures."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(str(step) for step in steps[-10:])

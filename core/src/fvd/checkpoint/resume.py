@@ -1,0 +1,89 @@
+"""Whether a run continues, starts, or is refused: decided before any weights are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fvd.checkpoint.manager import Checkpoint, CheckpointManager, read_checkpoint
+from fvd.config.models import RunConfig
+from fvd.errors import CheckpointError
+from fvd.rundir import RunDirectory, with_absolute_paths
+
+MAY_CHANGE = frozenset(
+    f"training.{key}"
+    for key in (
+        *("output_dir", "max_train_steps", "dataloader_num_workers", "enable_gradient_checkpointing_type"),
+        *("training_state_checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
+        *("log_validation", "validation_steps", "validation_dataset_file", "validation_sampling_steps"),
+        *("validation_guidance_scale", "validation_fps", "trackers", "tracker_project_name", "wandb_run_name"),
+        "log_every_steps",
+    )
+) | {"pipeline_config.sampler_kind", "pipeline_config.components_path"}
+"""Keys that change no number of training (``max_train_steps`` does where the learning rate decays: a longer schedule)."""
+
+
+def find_resume_point(config: RunConfig, resume: str, run_dir: RunDirectory, manager: CheckpointManager) -> Checkpoint | None:
+    """The checkpoint to continue from, or None to start at step 0.
+
+    resume: ``auto`` (continue what is in the output directory, else start), ``never``, or a checkpoint's path. Raises
+    CheckpointError when the output directory is another run's, with a list of what differs.
+    """
+    run_dir.refuse_foreign()
+    if resume == "never":
+        if manager.steps():
+            raise CheckpointError(
+                f"{run_dir.path} already holds a run, at step {manager.steps()[-1]}, and --resume never would overwrite it",
+                cure="Name a new training.output_dir, or delete the old run yourself.",
+            )
+        return None
+    if resume == "auto":
+        checkpoint = manager.latest()
+    else:
+        checkpoint = read_checkpoint(Path(resume).expanduser())
+        _refuse_overwriting(checkpoint, run_dir, manager)
+    if checkpoint is not None:
+        _refuse_changes(checkpoint, config)
+    return checkpoint
+
+
+def _refuse_overwriting(checkpoint: Checkpoint, run_dir: RunDirectory, manager: CheckpointManager) -> None:
+    """Continuing from an older checkpoint must not fall upon newer ones of the same directory."""
+    newer = [step for step in manager.steps() if step > checkpoint.step]
+    if newer:
+        raise CheckpointError(
+            f"{run_dir.path} holds newer checkpoints (step {newer[-1]}) than {checkpoint.path} (step {checkpoint.step})",
+            cure="Name a new training.output_dir to branch off, or delete the newer checkpoints yourself.",
+        )
+
+
+def _refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
+    changes = changed_keys(checkpoint.config, with_absolute_paths(config.as_document()))
+    if changes:
+        listed = "\n".join(f"    {key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
+        raise CheckpointError(
+            f"the run file does not fit the run in {checkpoint.path.parent.parent} (step {checkpoint.step}). What changed:\n{listed}",
+            cure="Undo the changes to continue that run, or name a new training.output_dir to start another.",
+        )
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ and matter, with both values."""
+    before, after = _flatten(old), _flatten(new)
+    keys = [key for key in (*before, *(k for k in after if k not in before)) if key not in MAY_CHANGE]
+    return {
+        key: (before.get(key), after.get(key))
+        for key in keys
+        if before.get(key) != after.get(key) and not key.startswith("plugins.")
+    }
+
+
+def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and value and dotted != "training.data_path":
+            flat |= _flatten(value, f"{dotted}.")
+        else:
+            flat[dotted] = value
+    return flat

@@ -1,0 +1,60 @@
+"""What a checkpoint holds: tensors (modules and optimizers of trainable roles) and a small JSON description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from fvd.roles import RoleHandle, RoleManager
+
+
+def _container(handle: RoleHandle) -> nn.ModuleDict:
+    """All modules of a role as one, for names like ``transformer.blocks.0…``."""
+    return nn.ModuleDict(handle.modules)
+
+
+def stepped_optimizers(handle: RoleHandle) -> list[str]:
+    """The optimizers that have state. One that never stepped has none, and must have none again after a resume."""
+    return [key for key, optimizer in handle.optimizers.items() if optimizer.state]
+
+
+def module_tensors(handle: RoleHandle) -> dict[str, Any]:
+    return {"modules": get_model_state_dict(_container(handle))}
+
+
+def role_tensors(handle: RoleHandle, optimizer_keys: list[str]) -> dict[str, Any]:
+    """Modules and the named optimizers of one role. For loading, this is also the template that is filled in place."""
+    container = _container(handle)
+    optimizers = {key: get_optimizer_state_dict(container, handle.optimizers[key]) for key in optimizer_keys}
+    return {**module_tensors(handle), "optimizers": optimizers}
+
+
+def restore_modules(handle: RoleHandle, tensors: dict[str, Any]) -> None:
+    set_model_state_dict(_container(handle), tensors["modules"])
+
+
+def restore_role(handle: RoleHandle, tensors: dict[str, Any]) -> None:
+    container = _container(handle)
+    for key, state in tensors["optimizers"].items():
+        set_optimizer_state_dict(container, handle.optimizers[key], optim_state_dict=state)
+    # After the optimizers: filling their state may have run an (empty) step over the parameters.
+    set_model_state_dict(container, tensors["modules"])
+
+
+def lr_scheduler_states(roles: RoleManager) -> dict[str, dict[str, Any]]:
+    return {
+        handle.name: {key: scheduler.state_dict() for key, scheduler in handle.lr_schedulers.items()} for handle in roles.trainable
+    }
+
+
+def restore_lr_schedulers(roles: RoleManager, states: dict[str, dict[str, Any]]) -> None:
+    for handle in roles.trainable:
+        for key, state in states[handle.name].items():
+            handle.lr_schedulers[key].load_state_dict(state)

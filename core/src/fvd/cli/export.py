@@ -1,0 +1,32 @@
+"""`fvd export RUN_DIR`: the trained weights of one role, in a format that other programs load."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="training.output_dir of a run")
+    parser.add_argument("--role", help="default: the role that the method trains for use")
+    parser.add_argument("--to", default="diffusers", dest="format", metavar="FORMAT", help="default: diffusers")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
+    parser.add_argument("--step", type=int, help="checkpoint to export; default: the latest")
+    parser.set_defaults(execute=execute)
+
+
+def execute(args: argparse.Namespace) -> int:
+    from fvd.errors import FvdError
+
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise FvdError(f"--out {args.out} exists and is not an empty folder", cure="Name a new folder.")
+
+    from fvd.export import export_role
+    from fvd.inference import open_run
+
+    run = open_run(args.run_dir, args.plugins, step=args.step)
+    role = args.role or run.sampling_plan.role
+    export_role(run, role, args.out, args.format)
+    print(f"{args.out}: {role} of step {run.checkpoint.step} ({args.format})", file=sys.stderr)
+    return 0

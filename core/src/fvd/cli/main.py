@@ -1,0 +1,192 @@
+"""`fvd`: global options, the table of commands, and what happens when something goes wrong.
+
+A command is a module with ``configure(parser)``, which adds its arguments and calls
+``parser.set_defaults(execute=function)``; ``function(args)`` returns the exit status. Only the chosen command is
+imported, and plugins are loaded when a command first asks for ``args.plugins``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import fvd
+from fvd.errors import FvdError, did_you_mean
+
+if TYPE_CHECKING:
+    from fvd.plugins import PluginRecord, Plugins
+
+Configure = Callable[[argparse.ArgumentParser], None]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("fvd.cli.run", "train from a run file"),
+    "check": ("fvd.cli.check", "check a run file, without torch"),
+    "sample": ("fvd.cli.sample", "make videos with a trained role"),
+    "export": ("fvd.cli.export", "write a trained role in another format"),
+    "data": ("fvd.cli.data", "prepare and inspect training data"),
+    "schema": ("fvd.cli.schema", "the run file's JSON Schema, for editors"),
+    "plugins": ("fvd.cli.plugins", "what is installed, and whether it works"),
+}
+"""Core's own commands: module and one-line help. Plugins add others and cannot take these names."""
+
+
+class UsageError(Exception):
+    """A command line that cannot be read: exit status 2."""
+
+
+class Arguments(argparse.Namespace):
+    """What a command gets. ``disabled_plugins`` holds the names given with ``-p no:NAME``."""
+
+    disabled_plugins: tuple[str, ...] = ()
+
+    @cached_property
+    def plugins(self) -> Plugins:
+        """All installed plugins, loaded on first use."""
+        from fvd.plugins import load_plugins
+
+        return load_plugins(disable=self.disabled_plugins)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, 1 for what the user can mend, 2 for a wrong command line."""
+    _accept_any_text(sys.stdout)
+    _accept_any_text(sys.stderr)
+    args = Arguments()
+    try:
+        status = _dispatch(sys.argv[1:] if argv is None else list(argv), args)
+        sys.stdout.flush()
+        return status
+    except UsageError as error:
+        print(f"fvd: {error}\nSee `fvd --help`.", file=sys.stderr)
+        return 2
+    except FvdError as error:
+        print(f"fvd: {error}", file=sys.stderr)
+        return 1
+    except SystemExit as stop:
+        return _exit_status(stop)
+    except KeyboardInterrupt:
+        print("fvd: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`head`) has what it wants. Python would complain again when it flushes stdout on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        _name_the_plugin(error, args)
+        raise
+
+
+def _dispatch(argv: list[str], args: Arguments) -> int:
+    options, command, rest = _split(argv)
+    args.disabled_plugins = tuple(options.disable)
+    if options.version:
+        print(f"fvd {fvd.__version__}")
+        return 0
+    if options.help or command is None:
+        from fvd.cli.overview import print_overview
+
+        print_overview(args, {name: summary for name, (_, summary) in COMMANDS.items()})
+        return 0
+    parser, configure = _find_command(command, args)
+    configure(parser)
+    parser.parse_args(rest, namespace=args)
+    if "execute" not in args:
+        parser.print_help(sys.stderr)
+        return 2
+    status: int = args.execute(args)
+    return status
+
+
+def _split(argv: list[str]) -> tuple[argparse.Namespace, str | None, list[str]]:
+    """(global options, command, the command's own arguments). ``-p no:NAME`` counts wherever it stands."""
+    options = argparse.Namespace(disable=[], version=False, help=False)
+    rest = _take_disabled(argv, options.disable)
+    while rest and rest[0].startswith("-"):
+        option = rest.pop(0)
+        if option in ("-h", "--help"):
+            options.help = True
+        elif option == "--version":
+            options.version = True
+        elif option == "-p":
+            raise UsageError(f"-p expects no:NAME{f', got {rest[0]!r}' if rest else ''}")
+        else:
+            raise UsageError(f"unknown option {option!r}{did_you_mean(option, ['--help', '--version', '-p'])}")
+    return options, rest[0] if rest else None, rest[1:]
+
+
+def _take_disabled(argv: list[str], disabled: list[str]) -> list[str]:
+    """Move every ``-p no:NAME`` from ``argv`` to ``disabled``; what follows ``--`` belongs to the command."""
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        following = next(words, None) if word == "-p" else None
+        if word == "--":
+            return [*rest, word, *words]
+        if word.startswith("-pno:"):
+            disabled.append(word.removeprefix("-pno:"))
+        elif following is not None and following.startswith("no:"):
+            disabled.append(following.removeprefix("no:"))
+        else:
+            rest += [word] if following is None else [word, following]
+    return rest
+
+
+def _find_command(name: str, args: Arguments) -> tuple[argparse.ArgumentParser, Configure]:
+    """The command's parser and what fills it. Plugins are loaded only for a name that is not core's."""
+    if name in COMMANDS:
+        module, summary = COMMANDS[name]
+        configure: Configure = import_module(module).configure
+    else:
+        own_names = {spec.name for spec in args.plugins.specs("command")}
+        if name.rpartition(":")[2] not in own_names:
+            raise _unknown_command(name, args.plugins)
+        summary = args.plugins.spec("command", name).summary
+        configure = args.plugins.load("command", name)
+    description = summary[:1].upper() + summary[1:] + "."
+    return argparse.ArgumentParser(prog=f"fvd {name}", description=description), configure
+
+
+def _unknown_command(name: str, plugins: Plugins) -> UsageError:
+    known = [*COMMANDS, *plugins.names("command")]
+    message = f"unknown command {name!r}{did_you_mean(name, known)}; commands: {', '.join(known)}"
+    unusable = [record for record in plugins.records if record.state != "ok" and record.answers_to(name)]
+    hints = [f"Plugin {record} is {record.state}: {record.reason} [{record.code}]" for record in unusable]
+    return UsageError("\n".join([message, *hints]))
+
+
+def _exit_status(stop: SystemExit) -> int:
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or 0
+    print(stop.code, file=sys.stderr)
+    return 1
+
+
+def _name_the_plugin(error: Exception, args: Arguments) -> None:
+    """Add a line to an unexpected exception's traceback: whose code it was, where a plugin's is on the stack."""
+    if "plugins" not in vars(args):  # not loaded, so no plugin's code has run
+        return
+    owners = {record.module.partition(".")[0]: record for record in args.plugins.records if record.state == "ok"}
+    culprit: PluginRecord | None = None
+    step = error.__traceback__
+    while step is not None:
+        package = str(step.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        culprit = owners.get(package, culprit) if package != "fvd" else culprit
+        step = step.tb_next
+    if culprit is not None:
+        error.add_note(f"fvd: this came through plugin {culprit}; if it is a bug, report it to its authors.")
+
+
+def _accept_any_text(stream: object) -> None:
+    """Terminals and pipes that cannot show a character show a question mark; a listing never fails over a ✓."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""`fvd sample RUN_DIR`: one video from a trained run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fvd.adapters import Adapter
+    from fvd.inference import TrainedRun
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="training.output_dir of a run")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.mp4")
+    parser.add_argument("--negative-prompt", help="default: the family's")
+    parser.add_argument("--role", help="whose weights; default: the role that the method trains for use")
+    parser.add_argument("--step", type=int, help="checkpoint to use; default: the latest")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sampler", metavar="KIND", help="ode, sde, …; default: what the method is made for")
+    parser.add_argument("--steps", type=_positive, help="denoising steps; default: what the method is made for")
+    parser.add_argument("--guidance-scale", type=float, help="1 = none; default: what the method is made for")
+    parser.add_argument("--num-frames", type=_positive)
+    parser.add_argument("--height", type=_positive)
+    parser.add_argument("--width", type=_positive)
+    parser.add_argument("--fps", type=float, help="of the written video; default: training.validation_fps")
+    parser.set_defaults(execute=execute)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def execute(args: argparse.Namespace) -> int:
+    from fvd.errors import FvdError
+
+    if args.out.suffix.lower() != ".mp4":
+        raise FvdError(f"--out {args.out}: videos are written as .mp4", cure="Name a file that ends in .mp4.")
+
+    from fvd.data.video import write_video
+    from fvd.inference import open_run
+    from fvd.roles import RoleManager
+    from fvd.samplers.guidance import GuidedModel
+    from fvd.samplers.sampling import sample_latents
+
+    run = open_run(args.run_dir, args.plugins, step=args.step)
+    plan = run.sampling_plan
+    kind = args.sampler or plan.sampler_kind
+    sampler = args.plugins.load("sampler", kind)
+    guidance_scale = plan.guidance_scale if args.guidance_scale is None else args.guidance_scale
+    handle = run.load_role(args.role or plan.role)
+    adapter = run.family.build_adapter(RoleManager([handle]))
+    shape = _latent_shape(args, run, adapter)
+    cond = adapter.encode_prompts([args.prompt])
+    uncond = None
+    if guidance_scale != 1.0:
+        uncond = _unconditional(args, adapter)
+    # A ladder belongs to the method's own sampler; asking for another number of steps or another loop sets it aside.
+    on_ladder = args.steps is None and kind == plan.sampler_kind
+    latents = sample_latents(
+        GuidedModel(adapter, handle, cond, uncond, guidance_scale),
+        sampler=sampler,
+        sampler_kind=kind,
+        shape=shape,
+        steps=args.steps or plan.sampling_steps[0],
+        timesteps=plan.sampling_timesteps if on_ladder else None,
+        seeds=[args.seed],
+    )
+    write_video(args.out, adapter.decode(latents)[0], args.fps or run.config.training.validation_fps)
+    steps = len(plan.sampling_timesteps) if on_ladder and plan.sampling_timesteps else args.steps or plan.sampling_steps[0]
+    print(f"{args.out}: {handle.name} of step {run.checkpoint.step}, {kind}, {steps} steps, guidance {guidance_scale:g}", file=sys.stderr)
+    return 0
+
+
+def _unconditional(args: argparse.Namespace, adapter: Adapter) -> object:
+    if args.negative_prompt is not None:
+        return adapter.encode_prompts([args.negative_prompt])
+    adapter.ensure_negative_conditioning()
+    return adapter.negative_conditioning(1)
+
+
+def _latent_shape(args: argparse.Namespace, run: TrainedRun, adapter: Adapter) -> tuple[int, int, int, int]:
+    from fvd.data.spec import VideoGeometry
+    from fvd.errors import FvdError
+    from fvd.runtime import video_geometry
+
+    sizes = {"--num-frames": args.num_frames, "--height": args.height, "--width": args.width}
+    missing = [option for option, size in sizes.items() if size is None]
+    if not missing:
+        return adapter.latent_shape(VideoGeometry(num_frames=args.num_frames, height=args.height, width=args.width))
+    if len(missing) < len(sizes):
+        raise FvdError(f"{', '.join(missing)}: give all of {', '.join(sizes)} or none")
+    if run.latent_shape:
+        return run.latent_shape
+    geometry = video_geometry(run.config)
+    if geometry is None:
+        raise FvdError("nothing says how large the video should be", cure=f"Give {', '.join(sizes)}.")
+    return adapter.latent_shape(geometry)

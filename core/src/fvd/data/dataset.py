@@ -1,0 +1,37 @@
+"""What a dataset kind gives to the loader: samples, in chunks that are cheap to read at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass
+class Sample:
+    """One sample: tensors by field name, without a batch axis, on the CPU; and its metadata (id, caption, …)."""
+
+    tensors: dict[str, Tensor]
+    info: dict[str, object] = field(default_factory=dict)
+
+
+class ChunkedDataset(Protocol):
+    """Opened data. A dataset kind's ``target`` is ``(sources, spec, *, needs_latents) -> ChunkedDataset``, where
+    sources are (folder, repeats) and everything that can be checked without reading tensors is checked at once.
+
+    chunk_sizes: number of samples of each chunk (a row group, a shard); a repeated source repeats its chunks.
+    shapes: for each field that every sample has, the sizes of the axes on which all samples agree.
+    """
+
+    @property
+    def chunk_sizes(self) -> list[int]: ...
+
+    @property
+    def shapes(self) -> Mapping[str, Mapping[str, int]]: ...
+
+    def read_chunk(self, index: int) -> list[Sample]:
+        """All samples of one chunk, in order. Called from several threads. Raises DataError that names file, row and
+        clip for a tensor that cannot be read or is not finite."""
+        ...

@@ -1,0 +1,43 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fvd.errors import DataError
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which takes the name ``path`` when the block ends without an error.
+
+    The bytes are on the disk (fsync) before the name is. Raises DataError when the system refuses (disk full, no
+    permission), and leaves neither a part of the file nor a changed ``path`` behind.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}",
+            cure="What was written before is whole. Make room, then run the same command again: it continues.",
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed `written_aside` left in ``folder``."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)

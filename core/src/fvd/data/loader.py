@@ -1,0 +1,203 @@
+"""The loader: an endless, resumable stream of batches from prepared data, built from a family's `DataSpec`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fvd.data.dataset import ChunkedDataset, Sample
+from fvd.data.order import Visit, epoch_visits
+from fvd.data.read_ahead import ReadAhead
+from fvd.data.spec import DataSpec, FieldSpec, RawBatch
+from fvd.errors import DataError
+
+if TYPE_CHECKING:
+    from fvd.config.models import RunConfig
+    from fvd.plugins import Plugins
+
+
+class Loader:
+    """Iterating yields `RawBatch` without end; see `fvd.data.order` for the order.
+
+    Batches run on over the end of an epoch and no sample is left out, so the stream of samples depends on neither
+    ``batch_size`` nor ``read_ahead``. Floating point tensors come as float32.
+
+    dropout_rate: share of samples marked ``dropped``, drawn by (seed, epoch, sample).
+    latent_frames: crop the temporal axis of latents to the first so many.
+    read_ahead: threads; 0 reads in the caller's.
+    needs_latents: False accepts samples without the fields whose source is "latents".
+    Raises DataError for dropout where the family forbids it, and for data with fewer latent frames.
+    """
+
+    def __init__(
+        self,
+        dataset: ChunkedDataset,
+        spec: DataSpec,
+        *,
+        batch_size: int,
+        seed: int,
+        dropout_rate: float = 0.0,
+        latent_frames: int | None = None,
+        read_ahead: int = 1,
+        needs_latents: bool = True,
+    ) -> None:
+        if dropout_rate > 0 and spec.conditioning_dropout == "forbidden":
+            raise DataError(
+                f"training.training_cfg_rate is {dropout_rate:g}, but this family forbids dropping the conditioning",
+                cure="Set training.training_cfg_rate to 0.",
+            )
+        if sum(dataset.chunk_sizes) == 0:
+            raise DataError("the data holds no samples", cure="Check training.data_path.")
+        if latent_frames is not None:
+            _check_latent_frames(dataset, spec, latent_frames)
+        self._dataset = dataset
+        self._spec = spec
+        self._batch_size = batch_size
+        self._seed = seed
+        self._dropout_rate = dropout_rate
+        self._latent_frames = latent_frames
+        self._read_ahead = read_ahead
+        self._needs_latents = needs_latents
+        self._epoch = 0
+        self._position = 0
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return sum(self._dataset.chunk_sizes)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next sample, from 0."""
+        return self._epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the consumer is: what was read ahead does not count."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue there: the next iterator yields what an uninterrupted one would have yielded next."""
+        if not 0 <= state["position"] < self.samples_per_epoch:
+            raise DataError(
+                f"the checkpoint is at sample {state['position']} of an epoch, but the data has {self.samples_per_epoch} samples",
+                cure="The data has changed since the checkpoint was written. Restore it, or start a new run.",
+            )
+        self._epoch, self._position = state["epoch"], state["position"]
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        stream = ReadAhead(self._dataset, self._epochs(), threads=self._read_ahead).__iter__()
+        try:
+            while True:
+                pairs = list(itertools.islice(stream, self._batch_size))
+                batch = collate(
+                    [sample for _, sample in pairs],
+                    self._spec,
+                    dropped=torch.tensor([visit.dropped for visit, _ in pairs]),
+                    latent_frames=self._latent_frames,
+                    needs_latents=self._needs_latents,
+                )
+                self._advance(len(pairs))
+                yield batch
+        finally:
+            stream.close()  # ends the threads
+
+    def _epochs(self) -> Iterator[list[Visit]]:
+        position = self._position
+        for epoch in itertools.count(self._epoch):
+            sizes = self._dataset.chunk_sizes
+            yield epoch_visits(sizes, seed=self._seed, epoch=epoch, position=position, dropout_rate=self._dropout_rate)
+            position = 0
+
+    def _advance(self, samples: int) -> None:
+        epochs, self._position = divmod(self._position + samples, self.samples_per_epoch)
+        self._epoch += epochs
+
+
+def collate(
+    samples: Sequence[Sample], spec: DataSpec, *, dropped: Tensor, latent_frames: int | None = None, needs_latents: bool = True
+) -> RawBatch:
+    """Stack samples: ragged fields padded with zeros (or cut) to ``spec.text_padding_length`` with a mask, latents
+    cropped to their first ``latent_frames``. Raises DataError for a required field that a sample does not have and for
+    shapes that cannot be stacked."""
+    tensors: dict[str, Tensor] = {}
+    for field in spec.fields:
+        lacking = [sample.info.get("id", "?") for sample in samples if field.name not in sample.tensors]
+        if lacking:
+            if field.required and (needs_latents or field.source != "latents"):
+                raise DataError(f"clip {lacking[0]!r} has no {field.name}", cure="Prepare the data for this family again.")
+            continue
+        values = [_as_float32(sample.tensors[field.name]) for sample in samples]
+        if field.ragged is not None:
+            padded = [_pad(value, field.axes.index(field.ragged), spec.text_padding_length) for value in values]
+            tensors[f"{field.name}_mask"] = torch.stack([mask for _, mask in padded])
+            values = [value for value, _ in padded]
+        elif field.source == "latents" and latent_frames is not None:
+            axis = field.axes.index(spec.temporal_axis)
+            values = [_crop(value, axis, latent_frames, field) for value in values]
+        tensors[field.name] = _stack(values, samples, field)
+    return RawBatch(tensors, dropped, [sample.info for sample in samples])
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _pad(value: Tensor, axis: int, length: int) -> tuple[Tensor, Tensor]:
+    """``value`` with ``axis`` brought to ``length``, and the mask [length] of what is real."""
+    kept = value.narrow(axis, 0, min(value.shape[axis], length))
+    shape = list(value.shape)
+    shape[axis] = length
+    padded = value.new_zeros(shape)
+    padded.narrow(axis, 0, kept.shape[axis]).copy_(kept)
+    return padded, (torch.arange(length) < kept.shape[axis]).float()
+
+
+def _crop(value: Tensor, axis: int, frames: int, field: FieldSpec) -> Tensor:
+    if value.shape[axis] < frames:
+        raise _too_few_frames(field.name, value.shape[axis], frames)
+    return value.narrow(axis, 0, frames)
+
+
+def _stack(values: list[Tensor], samples: Sequence[Sample], field: FieldSpec) -> Tensor:
+    for value, sample in zip(values, samples, strict=True):
+        if value.shape != values[0].shape:
+            raise DataError(
+                f"{field.name} of clip {sample.info.get('id', '?')!r} has shape {list(value.shape)}, but that of clip "
+                f"{samples[0].info.get('id', '?')!r} has {list(values[0].shape)}",
+                cure="A batch needs one shape: prepare the clips again with one size.",
+            )
+    return torch.stack(values)
+
+
+def _check_latent_frames(dataset: ChunkedDataset, spec: DataSpec, latent_frames: int) -> None:
+    for field in spec.fields:
+        sizes = dataset.shapes.get(field.name, {})
+        present = sizes.get(spec.temporal_axis, latent_frames)
+        if field.source == "latents" and present < latent_frames:
+            raise _too_few_frames(field.name, present, latent_frames)
+
+
+def _too_few_frames(name: str, present: int, wanted: int) -> DataError:
+    return DataError(
+        f"training.num_latent_t is {wanted}, but {name} has {present} latent frames",
+        cure=f"Set training.num_latent_t to {present} or less, or prepare longer clips (`fvd data prepare --num-frames`).",
+    )
+
+
+def build_loader(run: RunConfig, plugins: Plugins, spec: DataSpec, *, needs_latents: bool) -> Loader:
+    """The loader of a run: opens ``training.data_path`` with the dataset kind that the family's spec names."""
+    training = run.training
+    open_dataset = plugins.load("dataset_kind", spec.kind)
+    return Loader(
+        open_dataset(training.data_sources(), spec, needs_latents=needs_latents),
+        spec,
+        batch_size=training.train_batch_size,
+        seed=training.seed,
+        dropout_rate=training.training_cfg_rate,
+        latent_frames=training.num_latent_t,
+        read_ahead=training.dataloader_num_workers,
+        needs_latents=needs_latents,
+    )

@@ -1,0 +1,70 @@
+"""In which order samples are visited: a function of (seed, epoch), so that a resume needs no state but a position.
+
+Samples are numbered through all chunks. An epoch shuffles the chunks, takes them in windows of at least `WINDOW_SAMPLES`
+samples, and shuffles the samples inside each window: close to a full shuffle, and every chunk is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fvd.rng import seeded_generator
+
+WINDOW_SAMPLES = 256
+
+
+def epoch_order(chunk_sizes: Sequence[int], *, seed: int, epoch: int) -> Tensor:
+    """A permutation of all sample numbers, int64 [N]."""
+    generator = seeded_generator("data order", seed, epoch)
+    sizes = torch.tensor(chunk_sizes, dtype=torch.int64)
+    starts = sizes.cumsum(0) - sizes
+    shuffled = torch.randperm(len(sizes), generator=generator)
+    windows = []
+    window: list[Tensor] = []
+    held = 0
+    for chunk in shuffled.tolist():
+        window.append(torch.arange(int(starts[chunk]), int(starts[chunk] + sizes[chunk])))
+        held += int(sizes[chunk])
+        if held >= WINDOW_SAMPLES:
+            windows.append(torch.cat(window))
+            window, held = [], 0
+    if window:
+        windows.append(torch.cat(window))
+    return torch.cat([samples[torch.randperm(len(samples), generator=generator)] for samples in windows])
+
+
+def dropout_draws(samples: int, *, seed: int, epoch: int, rate: float) -> Tensor:
+    """Which samples (by number) lose their conditioning in this epoch: [N] bool, each with probability ``rate``."""
+    uniform = torch.rand(samples, generator=seeded_generator("conditioning dropout", seed, epoch))
+    return uniform < rate
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One sample of the stream: where it is, and whether its conditioning is dropped this time."""
+
+    epoch: int
+    chunk: int
+    row: int
+    dropped: bool
+
+
+def epoch_visits(chunk_sizes: Sequence[int], *, seed: int, epoch: int, position: int, dropout_rate: float) -> list[Visit]:
+    """The visits of an epoch from ``position`` on."""
+    order = epoch_order(chunk_sizes, seed=seed, epoch=epoch)[position:]
+    dropped = dropout_draws(sum(chunk_sizes), seed=seed, epoch=epoch, rate=dropout_rate)[order]
+    ends = torch.tensor(chunk_sizes, dtype=torch.int64).cumsum(0)
+    chunks = torch.searchsorted(ends, order, right=True)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
+    rows = order - starts[chunks]
+    columns = zip(chunks.tolist(), rows.tolist(), dropped.tolist(), strict=True)
+    return [Visit(epoch, chunk, row, drop) for chunk, row, drop in columns]
+
+
+def chunks_in_order(visits: Sequence[Visit]) -> Iterator[int]:
+    """Chunks by first visit."""
+    return iter(dict.fromkeys(visit.chunk for visit in visits))

@@ -1,0 +1,87 @@
+"""Reading chunks in background threads, in the order in which the stream of samples will need them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from fvd.data.dataset import ChunkedDataset, Sample
+from fvd.data.order import WINDOW_SAMPLES, Visit, chunks_in_order
+
+ChunkKey = tuple[int, int]
+"""(epoch, chunk): a chunk is read once each epoch."""
+
+
+class ReadAhead:
+    """Iterates over ``(visit, sample)`` for the visits of endless epochs.
+
+    Holds at most a window of samples and, beyond it, one chunk a thread: as samples are consumed, the next window is read.
+    ``threads`` = 0 reads on demand in the caller's thread. An error of a thread is raised where its chunk is needed.
+    """
+
+    def __init__(self, dataset: ChunkedDataset, epochs: Iterator[list[Visit]], *, threads: int) -> None:
+        self._dataset = dataset
+        self._epochs = epochs
+        self._planned: deque[list[Visit]] = deque()
+        self._schedule = self._plan()
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="fvd-data") if threads else None
+        window = min(WINDOW_SAMPLES, sum(dataset.chunk_sizes))
+        self._limit = window + (1 + threads) * max(dataset.chunk_sizes) if threads else 0
+        self._pending: dict[ChunkKey, Future[dict[int, Sample]]] = {}
+        self._resident = 0
+
+    def __iter__(self) -> Generator[tuple[Visit, Sample], None, None]:
+        try:
+            while True:
+                if not self._planned:
+                    self._request_next()
+                for visit in self._planned[0]:
+                    self._request_ahead()
+                    yield visit, self._take(visit)
+                # left over: rows that a resumed epoch had used before, in chunks that it had to read again
+                for key in [key for key in self._pending if key[0] == self._planned[0][0].epoch]:
+                    self._resident -= len(self._pending.pop(key).result())
+                self._planned.popleft()
+        finally:
+            if self._executor is not None:
+                self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _plan(self) -> Iterator[ChunkKey]:
+        for visits in self._epochs:
+            self._planned.append(visits)
+            for chunk in chunks_in_order(visits):
+                yield visits[0].epoch, chunk
+
+    def _request_next(self) -> None:
+        key = next(self._schedule)
+        submit: Callable[..., Future[dict[int, Sample]]] = self._executor.submit if self._executor else _run_now
+        self._pending[key] = submit(self._read, key[1])
+        self._resident += self._dataset.chunk_sizes[key[1]]
+
+    def _request_ahead(self) -> None:
+        while self._resident + max(self._dataset.chunk_sizes) <= self._limit:
+            self._request_next()
+
+    def _read(self, chunk: int) -> dict[int, Sample]:
+        return dict(enumerate(self._dataset.read_chunk(chunk)))
+
+    def _take(self, visit: Visit) -> Sample:
+        key = (visit.epoch, visit.chunk)
+        while key not in self._pending:
+            self._request_next()
+        rows = self._pending[key].result()
+        sample = rows.pop(visit.row)
+        self._resident -= 1
+        if not rows:
+            del self._pending[key]
+        return sample
+
+
+def _run_now(read: Callable[[int], dict[int, Sample]], chunk: int) -> Future[dict[int, Sample]]:
+    future: Future[dict[int, Sample]] = Future()
+    try:
+        future.set_result(read(chunk))
+    except Exception as error:
+        future.set_exception(error)
+    return future

@@ -1,0 +1,80 @@
+"""What a family says about its data. Core builds the loader from it; a family never opens a file of data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ConditioningDropout = Literal["empty_prompt", "negative_prompt", "forbidden"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec:
+    """One tensor of a sample, without its batch axis.
+
+    axes: names of the axes, ``("C", "T", "H", "W")``. sizes: those that are fixed, ``{"C": 16}``.
+    ragged: the name of an axis that may differ between samples and is padded by the loader (text tokens).
+    source: the role this tensor plays, so that core can leave out what a method does not use.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    sizes: dict[str, int]
+    source: Literal["latents", "text", "other"] = "other"
+    ragged: str | None = None
+    required: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """kind: a registered dataset kind (``parquet``).
+
+    text_padding_length: ragged text is zero-padded (or cut) to this many tokens; a mask comes along.
+    conditioning_dropout: what the adapter puts in place of a dropped condition; ``forbidden`` refuses
+        ``training_cfg_rate`` above 0.
+    temporal_axis: the axis that ``training.num_latent_t`` crops.
+    """
+
+    kind: str
+    fields: tuple[FieldSpec, ...]
+    text_padding_length: int
+    conditioning_dropout: ConditioningDropout = "empty_prompt"
+    temporal_axis: str = "T"
+
+    def field(self, name: str) -> FieldSpec:
+        return next(field for field in self.fields if field.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoGeometry:
+    """The size of a video: pixels, and frames in time."""
+
+    num_frames: int
+    height: int
+    width: int
+
+
+@dataclass
+class RawBatch:
+    """What the loader yields: stacked tensors [B, ...] by field name, on the CPU.
+
+    A ragged field ``n`` comes padded, with ``n_mask`` [B, L] (1 where there is a token, float32) in ``tensors``.
+    dropped: [B] bool, samples whose conditioning this epoch drops.
+    info: one dictionary a sample: id, file_name, caption and the other metadata columns.
+    """
+
+    tensors: dict[str, Tensor]
+    dropped: Tensor
+    info: list[dict[str, object]]
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.info)
+
+    def to(self, device: torch.device) -> RawBatch:
+        """The tensors on ``device``."""
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        return RawBatch(moved, self.dropped.to(device), self.info)

@@ -1,0 +1,61 @@
+"""A trained run, opened again: for `fvd sample` and `fvd export`. Only the role that is asked for is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvd.checkpoint.manager import Checkpoint, CheckpointManager, load_role_weights
+from fvd.config.load import load_run_file
+from fvd.config.models import RunConfig
+from fvd.errors import FvdError, did_you_mean
+from fvd.families import Family
+from fvd.methods import Method
+from fvd.plugins import Plugins
+from fvd.roles import RoleHandle
+from fvd.rundir import RunDirectory
+from fvd.runtime import build_family, choose_device
+from fvd.validation.request import SamplingPlan
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    run_dir: RunDirectory
+    config: RunConfig
+    plugins: Plugins
+    family: Family
+    checkpoint: Checkpoint
+
+    @property
+    def sampling_plan(self) -> SamplingPlan:
+        """How the method means its result to be sampled."""
+        method_class: type[Method] = self.plugins.load("method", self.config.recipe.method)
+        return method_class.sampling_plan(self.config)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int] | None:
+        """The (C, T, H, W) that the run was trained on, where it is known."""
+        shape = json.loads(self.run_dir.lock_file.read_text(encoding="utf-8")).get("latent_shape")
+        return tuple(shape) if shape else None
+
+    def load_role(self, name: str) -> RoleHandle:
+        """One role with its trained weights (its original ones if the run keeps it frozen)."""
+        if name not in self.config.roles:
+            hint = did_you_mean(name, self.config.roles)
+            raise FvdError(f"this run has no role {name!r}{hint}", cure=f"Its roles: {', '.join(self.config.roles)}.")
+        frozen = self.config.roles[name].model_copy(update={"trainable": False})
+        handle = self.family.load_role(name, frozen)
+        if self.config.roles[name].trainable:
+            load_role_weights(self.checkpoint, handle)
+        return handle
+
+
+def open_run(path: Path, plugins: Plugins, *, step: int | None = None) -> TrainedRun:
+    """Raises FvdError for a folder that is no run, or has no checkpoint (of that step)."""
+    run_dir = RunDirectory(path.expanduser().absolute())
+    if not run_dir.run_file.exists():
+        raise FvdError(f"{path} is not a run directory: it has no run.yaml", cure="Name the training.output_dir of a run.")
+    config = load_run_file(run_dir.run_file, plugins).require()
+    checkpoint = CheckpointManager(run_dir.checkpoints).find(step)
+    return TrainedRun(run_dir, config, plugins, build_family(config, plugins, choose_device()), checkpoint)

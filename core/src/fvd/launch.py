@@ -1,0 +1,125 @@
+"""`fvd run`: build the runtime, open trackers, train, and say what is where."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from fvd.config.load import LoadedRun
+from fvd.errors import CheckpointError, FvdError
+from fvd.runtime import Runtime, build_runtime, describe_run
+from fvd.signals import StopSignals
+from fvd.trackers.base import Tracker, TrackerContext, TrackerGroup
+from fvd.trackers.jsonl import JsonlTracker
+from fvd.trainer import RunOutcome, Trainer
+
+logger = logging.getLogger("fvd")
+
+
+class _CurrentStderr(logging.Handler):
+    """Writes to whatever ``sys.stderr`` is at the moment: a progress bar replaces it so that lines go above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+
+
+def log_to_console() -> None:
+    """Messages of fvd and its plugins, plain, on stderr."""
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_CurrentStderr())
+
+
+def log_to_file(path: Path) -> logging.Handler:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    return handler
+
+
+def launch(loaded: LoadedRun, *, resume: str) -> RunOutcome:
+    """Run ``loaded`` to its end. Raises FvdError, with the last good checkpoint in it where there is one."""
+    log_to_console()
+    started = time.monotonic()
+    with StopSignals() as stop:
+        runtime = build_runtime(loaded, resume=resume)
+        given = _describe(runtime, loaded)
+        file_handler = log_to_file(runtime.run_dir.logs / "fvd.log")
+        try:
+            _announce(runtime)
+            trackers = build_trackers(runtime)
+            trackers.log_file(given)
+            trainer = Trainer(runtime, trackers, stop)
+            outcome = _fit(trainer)
+        finally:
+            logger.removeHandler(file_handler)
+            file_handler.close()
+    _farewell(runtime, trainer, outcome, time.monotonic() - started)
+    return outcome
+
+
+def build_trackers(runtime: Runtime) -> TrackerGroup:
+    """``metrics.jsonl``, and the trackers that the run file names. One that cannot start is reported and left out."""
+    trackers: dict[str, Tracker] = {"jsonl": JsonlTracker(runtime.run_dir.metrics_file, start_step=runtime.start_step)}
+    for name in runtime.config.training.trackers:
+        log_dir = runtime.run_dir.logs / name
+        log_dir.mkdir(parents=True, exist_ok=True)
+        context = TrackerContext(
+            run=runtime.config, run_dir=runtime.run_dir.path, log_dir=log_dir, start_step=runtime.start_step
+        )
+        build = runtime.plugins.load("tracker", name)
+        try:
+            trackers[name] = build(context)
+        except Exception:
+            logger.warning("tracker %s could not be started and is left out; the run continues", name, exc_info=True)
+    return TrackerGroup(trackers)
+
+
+def _describe(runtime: Runtime, loaded: LoadedRun) -> Path:
+    try:
+        return describe_run(runtime, loaded)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to training.output_dir {runtime.run_dir.path}: {error.strerror or error}") from error
+
+
+def _fit(trainer: Trainer) -> RunOutcome:
+    try:
+        return trainer.fit()
+    except CheckpointError:
+        raise  # says itself what is left
+    except FvdError as error:
+        raise FvdError(error.message, cure=f"{error.cure}\n{trainer.where_to_continue()}".strip()) from error
+    except Exception:
+        logger.error("the run failed at step %d. %s", trainer.step, trainer.where_to_continue())
+        raise
+
+
+def _announce(runtime: Runtime) -> None:
+    training = runtime.config.training
+    samples = training.train_batch_size * training.gradient_accumulation_steps
+    logger.info(
+        "%s on %s: steps %d to %d, %d samples a step, %d samples in the data, on %s",
+        runtime.config.recipe.method,
+        runtime.config.recipe.family,
+        runtime.start_step,
+        training.max_train_steps,
+        samples,
+        runtime.loader.samples_per_epoch,
+        runtime.device,
+    )
+    if runtime.resume_from:
+        logger.info("continuing from %s", runtime.resume_from.path)
+
+
+def _farewell(runtime: Runtime, trainer: Trainer, outcome: RunOutcome, seconds: float) -> None:
+    word = "stopped" if outcome.status == "stopped" else "finished"
+    logger.info("%s at step %d after %.0f s", word, outcome.step, seconds)
+    logger.info("checkpoint  %s", trainer.last_checkpoint)
+    if runtime.validator:
+        logger.info("videos      %s", runtime.run_dir.validation)
+    logger.info("metrics     %s", runtime.run_dir.metrics_file)
+    if outcome.status == "stopped":
+        logger.info("the same command continues it")

@@ -1,0 +1,134 @@
+"""Methods: the algorithm. Losses, rollouts and cadence, written in primitives; no family, no services.
+
+A step *yields* its losses. The trainer backpropagates each before it asks for the next, so that two graphs are never
+alive together. A method never yields inside a ``with`` block: the grad mode or autocast state would leak.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fvd.adapters import Adapter, LatentsSource
+from fvd.data.spec import RawBatch
+from fvd.optim import OptimizerSpec
+from fvd.rng import StepRandom
+from fvd.roles import RoleManager
+from fvd.validation.request import SamplingPlan, ValidationRequest
+
+if TYPE_CHECKING:
+    from fvd.config.models import MethodConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One scalar to backpropagate.
+
+    name: how it is logged. value: 0-dim, float32, mean over the micro-batch. role: whose parameters it reaches.
+    ctx: handed to `Adapter.backward`. metrics: further scalars to log, floats or detached 0-dim tensors (no host sync
+    in a method: the trainer makes one a step); averaged over the micro-batches in which they appear.
+    """
+
+    name: str
+    value: Tensor
+    role: str
+    ctx: object | None = None
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """Base class of every method.
+
+    Subclasses set ``config_class`` and ``role_names``, and write `optimizer_specs`, `single_train_step` and, where
+    roles move at different rates, `roles_to_update`.
+    """
+
+    config_class: ClassVar[type[MethodConfig]]
+    role_names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *, run: RunConfig, roles: RoleManager, adapter: Adapter) -> None:
+        super().__init__()
+        self.run = run
+        self.roles = roles
+        self.adapter = adapter
+
+    @classmethod
+    def build(cls, *, run: RunConfig, roles: RoleManager, adapter: Adapter) -> Self:
+        """Require the roles and build optimizers. Raises FvdError for a role that is missing."""
+        roles.require_roles(cls.role_names)
+        method = cls(run=run, roles=roles, adapter=adapter)
+        method.build_optimizers()
+        return method
+
+    # --- what a method declares ---
+    @abstractmethod
+    def optimizer_specs(self) -> Mapping[str, OptimizerSpec]:
+        """One spec for each trainable role."""
+
+    @abstractmethod
+    def single_train_step(self, batch: RawBatch, iteration: int, *, rng: StepRandom) -> Iterator[Loss]:
+        """Yield the losses of one micro-batch. ``iteration`` counts from 1; all micro-batches of a step share it."""
+
+    def roles_to_update(self, iteration: int) -> Sequence[str]:
+        """The roles whose optimizers move at this iteration, in the order in which they step."""
+        return [handle.name for handle in self.roles.trainable]
+
+    @classmethod
+    def latents_source(cls, run: RunConfig) -> LatentsSource:
+        """Whether training needs the latents of the data ("data"), or only text ("zeros")."""
+        return "data"
+
+    @classmethod
+    def sampling_plan(cls, run: RunConfig) -> SamplingPlan:
+        """How the result is meant to be sampled. Default: the first role, the run file's sampler and steps."""
+        training = run.training
+        return SamplingPlan(
+            role=cls.role_names[0],
+            sampler_kind=run.pipeline_config.sampler_kind or "ode",
+            sampling_steps=training.validation_sampling_steps,
+            guidance_scale=training.validation_guidance_scale,
+        )
+
+    def on_train_start(self) -> None:
+        """Once, before the first step: `adapter.ensure_negative_conditioning()` where the method needs it."""
+
+    # --- what the base class does with it ---
+    def validation_request(self, step: int) -> ValidationRequest | None:
+        """What to sample after ``step`` (0 = before training). None: nothing."""
+        plan = self.sampling_plan(self.run)
+        return ValidationRequest(
+            sample_handle=self.roles[plan.role],
+            sampler_kind=plan.sampler_kind,
+            sampling_steps=plan.sampling_steps,
+            sampling_timesteps=plan.sampling_timesteps,
+            guidance_scale=plan.guidance_scale,
+        )
+
+    def build_optimizers(self) -> None:
+        """One AdamW a trainable role, over all its modules, with a schedule in that role's own steps."""
+        specs = self.optimizer_specs()
+        total_steps = self.count_role_steps(self.run.training.max_train_steps)
+        for handle in self.roles.trainable:
+            optimizer = specs[handle.name].build_optimizer(handle.trainable_parameters())
+            handle.optimizers["main"] = optimizer
+            handle.lr_schedulers["main"] = specs[handle.name].build_lr_scheduler(optimizer, total_steps[handle.name])
+
+    def count_role_steps(self, max_train_steps: int) -> dict[str, int]:
+        """How often each trainable role steps in the whole run."""
+        counts = {handle.name: 0 for handle in self.roles.trainable}
+        for iteration in range(1, max_train_steps + 1):
+            for role in self.roles_to_update(iteration):
+                counts[role] += 1
+        return counts
+
+    def get_optimizers(self, iteration: int) -> list[Optimizer]:
+        return [opt for role in self.roles_to_update(iteration) for opt in self.roles[role].optimizers.values()]
+
+    def get_lr_schedulers(self, iteration: int) -> list[LRScheduler]:
+        return [lrs for role in self.roles_to_update(iteration) for lrs in self.roles[role].lr_schedulers.values()]

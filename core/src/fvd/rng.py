@@ -1,0 +1,75 @@
+"""Randomness as a function: every draw of training is keyed by (run seed, step, position in the global batch).
+
+So the micro-batch size, the number of ranks and a resume change no draw, and a checkpoint needs no generator state.
+Generators live on the CPU, whatever the device of training, so that a run draws the same numbers everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*key: int | str) -> int:
+    """A 63-bit seed from any key; equal keys give equal seeds on every machine and Python version."""
+    digest = hashlib.blake2b("/".join(str(part) for part in key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def seeded_generator(*key: int | str) -> torch.Generator:
+    """A fresh CPU generator for a key."""
+    return torch.Generator().manual_seed(derive_seed(*key))
+
+
+def randn_per_sample(
+    shape: Sequence[int], generators: Sequence[torch.Generator], *, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Standard normal [B, *shape], sample b drawn from ``generators[b]``."""
+    draws = [torch.randn(tuple(shape), generator=generator, dtype=torch.float32) for generator in generators]
+    return torch.stack(draws).to(device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class StepRandom:
+    """The randomness of one micro-batch of one step.
+
+    shared: equal for all samples and ranks of the step (say, at which step a rollout exits, so that every rank makes
+        the same number of forward passes).
+    per_sample: one generator a sample, in batch order.
+    """
+
+    shared: torch.Generator
+    per_sample: list[torch.Generator]
+    device: torch.device
+
+    @classmethod
+    def for_step(cls, *, seed: int, step: int, first_position: int, batch_size: int, device: torch.device) -> StepRandom:
+        """``first_position`` is where this micro-batch begins in the global batch of ``step``."""
+        positions = range(first_position, first_position + batch_size)
+        return cls(
+            shared=seeded_generator("train", seed, step, "shared"),
+            per_sample=[seeded_generator("train", seed, step, position) for position in positions],
+            device=device,
+        )
+
+    def randn_like(self, reference: Tensor) -> Tensor:
+        """Standard normal of the shape of ``reference`` [B, ...], float32."""
+        return randn_per_sample(reference.shape[1:], self.per_sample, device=self.device)
+
+    def rand(self) -> Tensor:
+        """Uniform in [0, 1), one a sample: [B], float32."""
+        draws = [torch.rand((), generator=generator) for generator in self.per_sample]
+        return torch.stack(draws).to(self.device)
+
+    def randn(self) -> Tensor:
+        """Standard normal, one a sample: [B], float32."""
+        draws = [torch.randn((), generator=generator) for generator in self.per_sample]
+        return torch.stack(draws).to(self.device)
+
+    def shared_index(self, count: int) -> int:
+        """One integer in [0, count), the same for the whole step."""
+        return int(torch.randint(count, (), generator=self.shared))

@@ -1,0 +1,71 @@
+"""The participants of a run. A role is a name in the run file; no name is special to core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fvd.errors import FvdError
+
+
+@dataclass
+class RoleHandle:
+    """One role's modules, its optimizers and LR schedulers, and whether it is trained.
+
+    modules: ``{"transformer": …}``, and ``"transformer_2"`` where a model has two experts (Wan 2.2).
+    optimizers, lr_schedulers: filled by the method; same keys.
+    """
+
+    name: str
+    family: str
+    trainable: bool
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, Optimizer] = field(default_factory=dict)
+    lr_schedulers: dict[str, LRScheduler] = field(default_factory=dict)
+
+    def apply_trainable(self) -> None:
+        """Set ``requires_grad`` from ``trainable``. All modules stay in eval mode: nothing here draws from dropout."""
+        for module in self.modules.values():
+            module.requires_grad_(self.trainable)
+            module.eval()
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+
+
+class RoleManager:
+    """All roles of a run, by name."""
+
+    def __init__(self, handles: Sequence[RoleHandle]) -> None:
+        self._handles = {handle.name: handle for handle in handles}
+
+    def require_roles(self, names: Sequence[str]) -> list[RoleHandle]:
+        """The handles of ``names``, in that order. Raises FvdError that lists what is missing and what is there."""
+        missing = [name for name in names if name not in self._handles]
+        if missing:
+            present = ", ".join(self._handles) or "none"
+            raise FvdError(
+                f"missing role{'s' * (len(missing) > 1)}: {', '.join(missing)} (the run has: {present})",
+                cure="Add " + " and ".join(f"`{name}:`" for name in missing) + " under `roles:` of the run file.",
+            )
+        return [self._handles[name] for name in names]
+
+    def __getitem__(self, name: str) -> RoleHandle:
+        return self.require_roles([name])[0]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._handles
+
+    def __iter__(self) -> Iterator[RoleHandle]:
+        return iter(self._handles.values())
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    @property
+    def trainable(self) -> list[RoleHandle]:
+        return [handle for handle in self if handle.trainable]

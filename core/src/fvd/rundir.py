@@ -1,0 +1,109 @@
+"""The run directory: what lies where, and who may write into it.
+
+    run.yaml                    the effective run file (a valid run file itself)
+    run.lock.json               which plugins, which versions
+    metrics.jsonl               one line a step
+    checkpoints/step-00000100/  whole, or not there
+    validation/step-00000100/   videos
+    logs/                       fvd.log, the run file as given, the trackers' own files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fvd.config.models import RunConfig, parse_data_path
+from fvd.errors import CheckpointError
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a small file so that it is whole or not there."""
+    aside = path.with_name(f".{path.name}.writing")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    path: Path
+
+    @property
+    def run_file(self) -> Path:
+        return self.path / "run.yaml"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "run.lock.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def validation(self) -> Path:
+        return self.path / "validation"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def refuse_foreign(self) -> None:
+        """Raise CheckpointError for a folder that holds something else than a run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise CheckpointError(f"training.output_dir {self.path} is a file", cure="Name a folder.")
+        if self.path.is_dir() and any(self.path.iterdir()) and not self.run_file.exists():
+            raise CheckpointError(
+                f"training.output_dir {self.path} is not empty and holds no fvd run",
+                cure="Name an empty or a new folder; nothing in this one was touched.",
+            )
+
+    def prepare(self, config: RunConfig, lock: dict[str, Any], *, source_name: str, source_text: str) -> Path:
+        """Make the directory and write what describes the run. Returns the copy of the run file as given."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        write_aside(self.run_file, dump_run_file(config))
+        write_aside(self.lock_file, json.dumps(lock, indent=2) + "\n")
+        given = self.logs / f"given-{source_name}"
+        write_aside(given, source_text)
+        return given
+
+
+def dump_run_file(config: RunConfig) -> str:
+    header = "# The effective run file: defaults filled in, older spellings moved, --set applied, local paths absolute.\n"
+    return header + yaml.safe_dump(with_absolute_paths(config.as_document()), sort_keys=False, allow_unicode=True)
+
+
+def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
+    """Local paths made absolute, so that the file means the same from any folder. Hub ids stay."""
+    for role in document["roles"].values():
+        role["path"] = _absolute_if_local(role["path"])
+    pipeline = document["pipeline_config"]
+    if pipeline["components_path"]:
+        pipeline["components_path"] = _absolute_if_local(pipeline["components_path"])
+    training = document["training"]
+    training["output_dir"] = _absolute(training["output_dir"])
+    if training["validation_dataset_file"]:
+        training["validation_dataset_file"] = _absolute(training["validation_dataset_file"])
+    sources = parse_data_path(training["data_path"])
+    training["data_path"] = {_absolute(folder): repeats for folder, repeats in sources.items()}
+    return document
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _absolute_if_local(path: str) -> str:
+    return _absolute(path) if Path(path).expanduser().exists() else path

@@ -1,0 +1,184 @@
+"""Descriptors: what a plugin's hooks return. Frozen, light (stdlib only), checked when they are made.
+
+A descriptor names its implementation by an import string, ``"package.module:attribute"``, which is imported on first
+use. So `fvd plugins list`, `fvd check` and `fvd --help` know everything about a plugin and import none of its code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from fvd.errors import did_you_mean
+
+PRIMITIVES: dict[str, str] = {
+    "prepare_batch": "conditioning",
+    "ensure_negative_conditioning": "conditioning",
+    "negative_conditioning": "conditioning",
+    "encode_prompts": "conditioning",
+    "zero_conditioning": "conditioning",
+    "num_train_timesteps": "schedule",
+    "add_noise": "schedule",
+    "shift_and_clamp_timestep": "schedule",
+    "scheduler": "schedule",
+    "predict": "prediction",
+    "training_target": "prediction",
+    "predict_x0": "prediction",
+    "predict_noise": "prediction",
+    "decode": "decoding",
+    "latent_shape": "decoding",
+}
+"""The vocabulary: every primitive that an adapter may provide and a method may need, with its capability."""
+
+SAMPLING_PRIMITIVES = frozenset(
+    {"encode_prompts", "negative_conditioning", "scheduler", "predict", "predict_x0", "add_noise", "decode", "latent_shape"}
+)
+"""What an adapter must provide for validation and `fvd sample`."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def _check_target(what: str, target: str) -> None:
+    if not _TARGET.fullmatch(target):
+        raise ValueError(f"{what} must look like 'package.module:attribute', got {target!r}")
+
+
+def _check_primitives(what: str, names: Collection[str]) -> frozenset[str]:
+    if isinstance(names, str):
+        raise TypeError(f"{what} must be a set of names, got the string {names!r}")
+    for name in names:
+        if name not in PRIMITIVES:
+            raise ValueError(f"{what}: unknown primitive {name!r}{did_you_mean(name, PRIMITIVES)}")
+    return frozenset(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every descriptor has. ``name`` is what a run file or a command line says."""
+
+    kind: ClassVar[str]
+
+    name: str
+    target: str
+    """Import string of the implementation."""
+    summary: str = ""
+    """One line for `fvd plugins list` and `--help`."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"{self.kind} name {self.name!r} must match [a-z][a-z0-9_]*")
+        _check_target(f"{self.kind} {self.name!r}: target", self.target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilySpec(Spec):
+    """A kind of model: how its folders are loaded and assembled. ``target`` is a `fvd.Family`."""
+
+    kind: ClassVar[str] = "family"
+
+    config: str
+    """Import string of the `fvd.PipelineConfig` that parses ``pipeline_config:``; a module without torch."""
+    provides: Collection[str]
+    """The primitives that this family's adapter implements; the conformance kit proves the claim."""
+    samplers: Collection[str] = frozenset()
+    """Sampler kinds for which the adapter's ``scheduler(kind)`` returns one."""
+    attn_kinds: Collection[str] = frozenset({"dense"})
+    """Values of ``attn_kind`` that ``predict`` understands."""
+    latent_space: str = ""
+    """Families that name the same latent space may serve roles of one run. Empty: only with itself."""
+    validator: str = "video"
+    """Name of the validator that samples this family during training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_target(f"family {self.name!r}: config", self.config)
+        object.__setattr__(self, "provides", _check_primitives(f"family {self.name!r}", self.provides))
+        object.__setattr__(self, "samplers", frozenset(self.samplers))
+        object.__setattr__(self, "attn_kinds", frozenset(self.attn_kinds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleNeeds:
+    """What a method asks of one role: whether it is trained, and which primitives are called on it."""
+
+    trainable: bool
+    needs: Collection[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", _check_primitives("RoleNeeds", self.needs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedKey:
+    """An older spelling of a ``method_config`` key, accepted with a warning.
+
+    ``to`` is today's key. ``values`` translates old values (``{True: "simulate"}``); a value it does not list passes
+    unchanged.
+    """
+
+    to: str
+    values: Mapping[object, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec(Spec):
+    """A training algorithm. ``target`` is a `fvd.Method`."""
+
+    kind: ClassVar[str] = "method"
+
+    config: str
+    """Import string of the `fvd.MethodConfig` that parses ``method_config:``; a module without torch."""
+    roles: Mapping[str, RoleNeeds]
+    """The roles that the run file must name."""
+    needs: Collection[str] = frozenset({"prepare_batch"})
+    """Primitives that the method calls on the adapter itself."""
+    moved_keys: Mapping[str, MovedKey] = field(default_factory=dict)
+    """Old keys, as they stand under ``training:`` or ``method_config:`` of existing files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_target(f"method {self.name!r}: config", self.config)
+        object.__setattr__(self, "needs", _check_primitives(f"method {self.name!r}", self.needs))
+        if not self.roles:
+            raise ValueError(f"method {self.name!r}: a method needs at least one role")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSpec(Spec):
+    """A denoising loop. ``target`` is a function, see `fvd.samplers`."""
+
+    kind: ClassVar[str] = "sampler"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidatorSpec(Spec):
+    """What samples and logs during training. ``target`` is a class, see `fvd.validation`."""
+
+    kind: ClassVar[str] = "validator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerSpec(Spec):
+    """Where metrics and media go. ``target`` is a function
+    ``(context: fvd.trackers.base.TrackerContext) -> fvd.Tracker``."""
+
+    kind: ClassVar[str] = "tracker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetKindSpec(Spec):
+    """A format of prepared data. ``target`` is a function ``(paths, spec) -> fvd.data.ChunkedDataset``."""
+
+    kind: ClassVar[str] = "dataset_kind"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandSpec(Spec):
+    """A subcommand `fvd NAME`. ``target`` is a function ``(parser: argparse.ArgumentParser) -> None`` that adds the
+    arguments and calls ``parser.set_defaults(execute=function)``, where ``function(args) -> int`` is the exit status.
+    Heavy imports belong inside that function."""
+
+    kind: ClassVar[str] = "command"

@@ -1,0 +1,283 @@
+"""The trainer: infrastructure only. It sees a method, a loader and a validator; no role's meaning and no model.
+
+    on_train_start → resume → loop { accumulate: the step yields losses, backward each → clip → one host sync →
+    step and schedule the roles due → zero → log → save → validate } → final save → finish
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from fvd.console import progress
+from fvd.data.spec import RawBatch
+from fvd.errors import FvdError, PluginError
+from fvd.methods import Loss
+from fvd.rng import StepRandom
+from fvd.rundir import with_absolute_paths
+from fvd.runtime import Runtime
+from fvd.signals import StopSignals
+from fvd.stopwatch import Stopwatch
+from fvd.trackers.base import TrackerGroup
+from fvd.validation.video import Artifact
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10
+"""So many non-finite steps of one role in a row end the run: it does not recover by itself."""
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One optimizer step: its number, counted from 1, and its metrics, on the host."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ValidationEvent:
+    step: int
+    artifacts: list[Artifact]
+
+
+@dataclass(frozen=True)
+class CheckpointEvent:
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended. ``stopped``: by a signal, after a checkpoint."""
+
+    status: Literal["finished", "stopped", "failed"]
+    step: int
+    signal_number: int | None = None
+
+
+@dataclass
+class MetricMeans:
+    """Means over the micro-batches of a step. Tensors stay on their device until `to_host`, the step's one sync."""
+
+    _sums: dict[str, Tensor | float] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        scalar = value.detach().float() if isinstance(value, Tensor) else float(value)
+        self._sums[name] = self._sums[name] + scalar if name in self._sums else scalar
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def to_host(self) -> dict[str, float]:
+        tensors = {name: value for name, value in self._sums.items() if isinstance(value, Tensor)}
+        numbers = torch.stack([value.double().reshape(()) for value in tensors.values()]).tolist() if tensors else []
+        sums = {**self._sums, **dict(zip(tensors, numbers, strict=True))}
+        return {name: float(value) / self._counts[name] for name, value in sums.items()}
+
+
+class Trainer:
+    """Runs one `Runtime` to its end."""
+
+    def __init__(self, runtime: Runtime, trackers: TrackerGroup, stop: StopSignals) -> None:
+        self.runtime = runtime
+        self.trackers = trackers
+        self.stop = stop
+        self.step = runtime.start_step
+        self.last_checkpoint: Path | None = runtime.resume_from.path if runtime.resume_from else None
+        self.stopwatch = Stopwatch(runtime.device)
+        self._skipped_in_a_row: dict[str, int] = {}
+
+    # --- the run ---
+    def fit(self) -> RunOutcome:
+        """Train to ``max_train_steps`` or to a stop signal; whatever happens, trackers are closed."""
+        outcome = RunOutcome("failed", self.step)
+        try:
+            self.prepare()
+            self.runtime.plugins.notify("fvd_run_start", run=self.runtime)
+            self.loop()
+            if self.checkpoint_step() != self.step:
+                self.save()
+            status = "stopped" if self.stop.requested else "finished"
+            outcome = RunOutcome(status, self.step, self.stop.signal_number)
+        except BaseException:
+            outcome = RunOutcome("failed", self.step)
+            raise
+        finally:
+            self.runtime.plugins.notify("fvd_run_end", run=self.runtime, outcome=outcome)
+            self.trackers.finish()
+        return outcome
+
+    def prepare(self) -> None:
+        """Everything that happens once: encode what every batch needs, free the encoders, restore, validate step 0."""
+        runtime = self.runtime
+        runtime.adapter.on_train_start()
+        runtime.method.on_train_start()
+        request = runtime.method.validation_request(self.step) if runtime.validator else None
+        if runtime.validator and request:
+            runtime.validator.on_train_start(request)
+        runtime.adapter.release()
+        if runtime.resume_from:
+            runtime.checkpoints.load(runtime.resume_from, runtime.roles)
+            runtime.loader.load_state_dict(runtime.resume_from.loader_state)
+        if self.validation_due(self.step):
+            self.validate()
+
+    def loop(self) -> None:
+        training = self.runtime.config.training
+        batches = iter(self.runtime.loader)
+        with progress("training", training.max_train_steps, initial=self.step) as bar:
+            while self.step < training.max_train_steps and not self.stop.requested:
+                self.step += 1
+                self.stopwatch.start_step()
+                metrics = self.train_step(batches)
+                metrics |= self.stopwatch.end_step(training.train_batch_size * training.gradient_accumulation_steps)
+                self.report(metrics)
+                bar.advance(**_shown(metrics))
+                if self.save_due(self.step):
+                    self.save()
+                if self.validation_due(self.step):
+                    self.validate()
+
+    # --- one step ---
+    def train_step(self, batches: Iterator[RawBatch]) -> dict[str, float]:
+        """Backpropagate every loss of every micro-batch, then move the roles that are due."""
+        means = MetricMeans()
+        training = self.runtime.config.training
+        for micro_batch in range(training.gradient_accumulation_steps):
+            with self.stopwatch.waiting_for_data():
+                batch = next(batches)
+            self.accumulate(batch, micro_batch * training.train_batch_size, means)
+        due = self.runtime.method.roles_to_update(self.step)
+        norms = {role: self.clip(role) for role in due}
+        for role, norm in norms.items():
+            means.add(f"grad_norm/{role}", norm)
+        metrics = means.to_host()
+        self.update(due, metrics)
+        return metrics
+
+    def accumulate(self, batch: RawBatch, first_position: int, means: MetricMeans) -> None:
+        runtime = self.runtime
+        training = runtime.config.training
+        rng = StepRandom.for_step(
+            seed=training.seed,
+            step=self.step,
+            first_position=first_position,
+            batch_size=batch.batch_size,
+            device=runtime.device,
+        )
+        for loss in runtime.method.single_train_step(batch.to(runtime.device), self.step, rng=rng):
+            _check_state_at_yield(loss)
+            runtime.adapter.backward(loss.value / training.gradient_accumulation_steps, loss.ctx)
+            means.add(f"train/{loss.name}", loss.value)
+            for name, value in loss.metrics.items():
+                means.add(f"train/{name}", value)
+
+    def clip(self, role: str) -> Tensor:
+        """The gradient norm of a role before clipping; a tensor, no sync."""
+        parameters = [p for p in self.runtime.roles[role].trainable_parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        max_norm = self.runtime.config.training.max_grad_norm
+        if max_norm > 0 and parameters:
+            clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
+
+    def update(self, due: Sequence[str], metrics: dict[str, float]) -> None:
+        """Step and schedule the roles due whose gradients are finite; a role with NaN or Inf keeps its weights."""
+        for role in due:
+            handle = self.runtime.roles[role]
+            metrics[f"lr/{role}"] = handle.optimizers["main"].param_groups[0]["lr"]
+            finite = math.isfinite(metrics[f"grad_norm/{role}"])
+            metrics[f"skipped/{role}"] = float(not finite)
+            if finite:
+                for optimizer in handle.optimizers.values():
+                    optimizer.step()
+                for scheduler in handle.lr_schedulers.values():
+                    scheduler.step()
+            self._count_skips(role, finite)
+        for handle in self.runtime.roles.trainable:
+            for optimizer in handle.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+
+    def _count_skips(self, role: str, finite: bool) -> None:
+        if finite:
+            self._skipped_in_a_row[role] = 0
+            return
+        count = self._skipped_in_a_row[role] = self._skipped_in_a_row.get(role, 0) + 1
+        logger.warning("step %d: the gradient of %s is not finite; its weights keep their values", self.step, role)
+        if count >= MAX_SKIPPED_IN_A_ROW:
+            raise FvdError(
+                f"the gradient of {role} was not finite for {count} steps in a row (until step {self.step})",
+                cure=f"Lower its learning rate, or look at the metrics before that. {self.where_to_continue()}",
+            )
+
+    # --- around it ---
+    def report(self, metrics: dict[str, float]) -> None:
+        training = self.runtime.config.training
+        if self.step % training.log_every_steps == 0 or self.step == training.max_train_steps:
+            self.trackers.log(metrics, self.step)
+        self.runtime.plugins.notify("fvd_step_end", run=self.runtime, step=StepEvent(self.step, metrics))
+
+    def save_due(self, step: int) -> bool:
+        every = self.runtime.config.training.training_state_checkpointing_steps
+        return every > 0 and step % every == 0
+
+    def save(self) -> None:
+        runtime = self.runtime
+        self.last_checkpoint = runtime.checkpoints.save(
+            self.step,
+            runtime.roles,
+            loader_state=runtime.loader.state_dict(),
+            config=with_absolute_paths(runtime.config.as_document()),
+        )
+        logger.info("checkpoint %s", self.last_checkpoint)
+        runtime.plugins.notify("fvd_checkpoint_saved", run=runtime, event=CheckpointEvent(self.step, self.last_checkpoint))
+
+    def checkpoint_step(self) -> int | None:
+        steps = self.runtime.checkpoints.steps()
+        return steps[-1] if steps else None
+
+    def validation_due(self, step: int) -> bool:
+        """At step 0, every ``validation_steps``, and at the end; not again where a resumed run finds it done."""
+        if self.runtime.validator is None or self.runtime.validator.done(step):
+            return False
+        training = self.runtime.config.training
+        every = training.validation_steps
+        return step == 0 or step == training.max_train_steps or (every > 0 and step % every == 0)
+
+    def validate(self) -> None:
+        runtime = self.runtime
+        request = runtime.method.validation_request(self.step)
+        if runtime.validator is None or request is None:
+            return
+        artifacts = runtime.validator.log_validation(self.step, request)
+        for artifact in artifacts:
+            self.trackers.log_video(artifact.name, artifact.path, self.step, artifact.caption)
+        logger.info("validation: %d videos in %s", len(artifacts), runtime.validator.step_dir(self.step))
+        runtime.plugins.notify("fvd_validation_end", run=runtime, event=ValidationEvent(self.step, artifacts))
+
+    def where_to_continue(self) -> str:
+        """For messages about a run that ended early."""
+        if self.last_checkpoint is None:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is {self.last_checkpoint}; the same command continues from it."
+
+
+def _check_state_at_yield(loss: Loss) -> None:
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise PluginError(
+            f"the method yielded its loss {loss.name!r} inside a `with torch.no_grad()` or `with torch.autocast()` block",
+            cure="Compute inside the block and yield after it: the trainer backpropagates between two yields.",
+        )
+
+
+def _shown(metrics: dict[str, float]) -> dict[str, str]:
+    """What a progress line shows: the losses."""
+    return {name.removeprefix("train/"): f"{value:.4g}" for name, value in metrics.items() if name.endswith("loss")}

@@ -1,0 +1,1 @@
+"""Sampling during training: what a method asks for (`request`), and the validator that core ships (`video`)."""

@@ -1,0 +1,100 @@
+"""Entry point of fvd-dmd2. Light: the standard library and `fvd` only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import fvd
+
+if TYPE_CHECKING:
+    from fvd.config.check import CheckContext
+    from fvd_dmd2.config import DMD2Config
+
+_SAME_NAME = (
+    "min_timestep_ratio",
+    "max_timestep_ratio",
+    "generator_update_interval",
+    "real_score_guidance_scale",
+    "warp_denoising_step",
+    "dmd_denoising_steps",
+)
+# Existing files write these under `training:`.
+_MOVED_KEYS = {name: fvd.MovedKey(to=name) for name in _SAME_NAME} | {
+    # In older programs a rate of 0 (also written 0.0) meant "as the student's".
+    "fake_score_learning_rate": fvd.MovedKey(to="critic_learning_rate", values={0: None}),
+    "fake_score_betas": fvd.MovedKey(to="critic_betas"),
+    "fake_score_lr_scheduler": fvd.MovedKey(to="critic_lr_scheduler"),
+    "simulate_generator_forward": fvd.MovedKey(to="rollout_mode", values={True: "simulate", False: "data_latent"}),
+    "dfake_gen_update_ratio": fvd.MovedKey(to="generator_update_interval"),
+}
+
+
+@fvd.hookimpl
+def fvd_methods() -> list[fvd.MethodSpec]:
+    return [
+        fvd.MethodSpec(
+            name="dmd2",
+            target="fvd_dmd2.method:DMD2Method",
+            summary="distribution matching distillation into a few-step student",
+            config="fvd_dmd2.config:DMD2Config",
+            roles={
+                "student": fvd.RoleNeeds(trainable=True, needs={"predict_x0"}),
+                "teacher": fvd.RoleNeeds(trainable=False, needs={"predict_x0"}),
+                "critic": fvd.RoleNeeds(trainable=True, needs={"predict", "predict_x0"}),
+            },
+            needs={
+                "prepare_batch",
+                "add_noise",
+                "training_target",
+                "shift_and_clamp_timestep",
+                "num_train_timesteps",
+                "ensure_negative_conditioning",
+                "zero_conditioning",
+            },
+            moved_keys=_MOVED_KEYS,
+        )
+    ]
+
+
+@fvd.hookimpl
+def fvd_check_config(ctx: CheckContext) -> list[fvd.Problem]:
+    """What a valid run file means, where that is easily misread."""
+    if ctx.method.name != "dmd2":
+        return []
+    config = cast("DMD2Config", ctx.run.method_config)
+    findings = [
+        ctx.problem(
+            "method_config.real_score_guidance_scale",
+            f"real_score_guidance_scale {config.real_score_guidance_scale:g} ({config.guidance_convention}) = "
+            f"{config.standard_guidance_scale:g} standard",
+            severity="note",
+        )
+    ]
+    if len(config.trained_steps) < len(config.dmd_denoising_steps):
+        findings.append(
+            ctx.problem(
+                "method_config.dmd_denoising_steps",
+                f"the trailing 0 ends the ladder for sampling and is not trained on: {len(config.trained_steps)} steps",
+                severity="note",
+            )
+        )
+    if config.cfg_uncond.text == "keep" and config.standard_guidance_scale != 1:
+        findings.append(
+            ctx.problem(
+                "method_config.cfg_uncond.text",
+                "with `keep` the unconditional prediction is the conditional one: the teacher is not guided",
+                cure="Use `negative_prompt` or `zero`, or set the guidance scale to none.",
+                severity="warning",
+            )
+        )
+    family = ctx.families["student"]
+    if config.attn_kind not in family.attn_kinds:
+        findings.append(
+            ctx.problem(
+                "method_config.attn_kind",
+                f"{config.attn_kind!r} has no effect yet with family {family.name!r}: the student uses dense attention",
+                cure=f"The family has: {', '.join(sorted(family.attn_kinds))}.",
+                severity="warning",
+            )
+        )
+    return findings

@@ -1,0 +1,26 @@
+"""``method_config:`` of the method finetune. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat
+
+import fvd
+
+TimestepDensity = Literal["uniform", "logit_normal", "mode"]
+
+
+class FinetuneConfig(fvd.MethodConfig):
+    """Where on the noise schedule to train. The flow shift of ``pipeline_config`` is applied after the density."""
+
+    timestep_density: TimestepDensity = "uniform"
+    """Density of u in [0, 1); large u is LOW noise, before the shift: sigma = shift(1 - u)."""
+    logit_mean: float = 0.0
+    """logit_normal: u = sigmoid(N(logit_mean, logit_std^2)). A positive mean favours low noise."""
+    logit_std: NonNegativeFloat = 1.0
+    """logit_normal: 0 trains on one noise level."""
+    mode_scale: float = 1.29
+    """mode: 0 is uniform; positive favours the middle, negative the ends."""
+    attn_kind: Literal["dense"] = "dense"
+    """Kind of attention of the student."""
