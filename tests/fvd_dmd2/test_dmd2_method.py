@@ -177,7 +177,7 @@ def test_attn_kind_reaches_the_student_only():
 @pytest.mark.parametrize(("mode", "source"), [("simulate", "zeros"), ("data_latent", "data")])
 def test_simulate_trains_on_text_alone(mode, source):
     method = build(rollout_mode=mode)
-    assert method.latents_source == source
+    assert method.latents_source(method.run) == source
     if mode == "simulate":
         assert train_step(method, toy_raw_batch(2, latents=False), 5).keys() >= {"student_loss", "critic_loss"}
 

@@ -150,10 +150,9 @@ def sample_shape(config: RunConfig, adapter: Adapter, loader: Loader, spec: Data
     if geometry:
         channels, frames, height, width = adapter.latent_shape(geometry)
         return channels, config.training.num_latent_t or frames, height, width
-    sample = loader.dataset.read_chunk(0)[0]
     for field in spec.fields:
-        if field.source == "latents" and field.name in sample.tensors:
-            channels, frames, height, width = sample.tensors[field.name].shape
+        if field.source == "latents" and field.name in loader.shapes:
+            channels, frames, height, width = (loader.shapes[field.name][axis] for axis in field.axes)
             return channels, min(frames, config.training.num_latent_t or frames), height, width
     return None
 

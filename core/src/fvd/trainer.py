@@ -226,8 +226,9 @@ class Trainer:
         self.runtime.plugins.notify("fvd_step_end", run=self.runtime, step=StepEvent(self.step, metrics))
 
     def save_due(self, step: int) -> bool:
-        every = self.runtime.config.training.training_state_checkpointing_steps
-        return every > 0 and step % every == 0
+        training = self.runtime.config.training
+        every = training.training_state_checkpointing_steps
+        return step == training.max_train_steps or (every > 0 and step % every == 0)
 
     def save(self) -> None:
         runtime = self.runtime

@@ -21,6 +21,10 @@ from fvd.specs import FamilySpec, MethodSpec
 
 SECTIONS = ("recipe", "roles", "training", "pipeline_config", "pipeline_config_path", "method_config", "plugins")
 
+_SCHEMA_V2 = (
+    "Write recipe: {family, method}, roles: {student: {path: …}}, a flat training: section, pipeline_config: and method_config:."
+)
+
 
 @dataclass
 class LoadedRun:
@@ -82,6 +86,9 @@ class _Reader:
     def read(self, overrides: list[str]) -> LoadedRun:
         self.document = read_yaml(self.text, self.file)
         if any(problem.message.startswith(("not valid YAML", "must be a mapping")) for problem in self.document.problems):
+            return self.result(None)
+        if _is_nested_layout(self.document.data):
+            self.report((), "this is the nested layout (models, method, callbacks), and fvd reads schema v2", cure=_SCHEMA_V2)
             return self.result(None)
         apply_overrides(self.document, overrides)
         self.inline_pipeline_config()
@@ -262,9 +269,8 @@ class _Reader:
         fields = list(model.model_fields)
         if detail["type"] == "extra_forbidden":
             hint = did_you_mean(key[-1], fields)
-            section = ".".join(key[:-1])
-            allowed = ", ".join(fields) if fields else "none"
-            return Problem(message=f"unknown key{hint}", key=dotted, file=file, line=line, cure=f"Keys of {section}: {allowed}.")
+            allowed = f"Keys of {'.'.join(key[:-1])}: {', '.join(fields) or 'none'}."
+            return Problem(message=f"unknown key{hint}", key=dotted, file=file, line=line, cure="" if hint else allowed)
         if detail["type"] == "missing":
             return Problem(message="is required and not given", key=dotted, file=file, line=line, cure=_description(model, key[-1]))
         given = detail["input"]
@@ -275,6 +281,11 @@ class _Reader:
     def report(self, key: KeyPath, message: str, *, cure: str = "") -> None:
         file, line = self.document.locate(key, self.file)
         self.problems.append(Problem(message=message, key=".".join(key), file=file, line=line, cure=cure))
+
+
+def _is_nested_layout(data: dict[str, Any]) -> bool:
+    """Files of a program whose sections are ``models:`` and ``method:`` with dotted paths to import."""
+    return "recipe" not in data and "models" in data and "method" in data
 
 
 def _description(model: type[BaseModel], field: str) -> str:

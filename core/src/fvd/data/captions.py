@@ -131,7 +131,8 @@ def _find_key(records: Sequence[Record], keys: Sequence[str], file: Path) -> str
             return key
     hints = "".join(did_you_mean(key, keys) for key in sorted(present))
     raise DataError(
-        f"{file} has no column {' or '.join(keys)}{hints}", cure=f"It has: {', '.join(sorted(present)) or 'nothing'}. Rename one."
+        f"{file} has no column {' or '.join(keys)}{hints}",
+        cure=f"It has: {', '.join(sorted(present)) or 'nothing'}. Rename one.",
     )
 
 
@@ -164,7 +165,9 @@ def _jsonl_records(file: Path, text: str) -> Iterator[Record]:
         else:
             problems.append(f"{file}:{number}: not an object {{...}}")
     if problems:
-        raise DataError("\n".join(problems), cure="Each line is one JSON object, " + '{"file_name": "a.mp4", "caption": "..."}.')
+        raise DataError(
+            "\n".join(problems), cure="Each line is one JSON object, " + '{"file_name": "a.mp4", "caption": "..."}.'
+        )
 
 
 def _csv_records(file: Path, text: str) -> Iterator[Record]:

@@ -96,9 +96,10 @@ class Judge:
         video = "" if self._plan is None else f"{_file_digest(verdict.clip.path)}|{self._plan!r}"
         key = repr((ROW_VERSION, video, verdict.caption, self._encoders_digest))
         verdict.row_id = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        first = self._names.setdefault(verdict.row_id, verdict.clip.name)
-        if first != verdict.clip.name:
-            verdict.reason = f"duplicate of {first}"
+        if verdict.row_id in self._names:
+            verdict.reason = f"duplicate of {self._names[verdict.row_id]}"
+        else:
+            self._names[verdict.row_id] = verdict.clip.name
 
 
 def drop_undecodable(verdict: Verdict, error: DataError) -> None:

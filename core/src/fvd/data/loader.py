@@ -70,6 +70,11 @@ class Loader:
         return sum(self._dataset.chunk_sizes)
 
     @property
+    def shapes(self) -> Mapping[str, Mapping[str, int]]:
+        """For each field that every sample has, the sizes of the axes on which all samples agree."""
+        return self._dataset.shapes
+
+    @property
     def epoch(self) -> int:
         """The epoch of the next sample, from 0."""
         return self._epoch

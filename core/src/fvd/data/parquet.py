@@ -22,11 +22,12 @@ from fvd.data.parquet_check import (
     place,
     raise_problems,
 )
-from fvd.data.parquet_schema import TEXT_ONLY_SCHEMA as TEXT_ONLY_SCHEMA
-from fvd.data.parquet_schema import T2V_SCHEMA as T2V_SCHEMA
-from fvd.data.parquet_schema import triplet, unpack_tensor
+from fvd.data.parquet_schema import T2V_SCHEMA, TEXT_ONLY_SCHEMA, triplet, unpack_tensor
+from fvd.data.parquet_writer import STAGING, ParquetClipWriter
 from fvd.data.spec import DataSpec, FieldSpec
 from fvd.errors import DataError
+
+__all__ = ["T2V_SCHEMA", "TEXT_ONLY_SCHEMA", "ParquetClipWriter", "ParquetDataset", "open_parquet"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class RowGroup:
 class ParquetDataset:
     """Opened parquet files; a chunk is a row group. See `fvd.data.dataset.ChunkedDataset`."""
 
-    def __init__(self, chunks: Sequence[RowGroup], fields: Sequence[FieldSpec], shapes: Mapping[str, Mapping[str, int]]) -> None:
+    def __init__(
+        self, chunks: Sequence[RowGroup], fields: Sequence[FieldSpec], shapes: Mapping[str, Mapping[str, int]]
+    ) -> None:
         self._chunks = list(chunks)
         self._fields = list(fields)
         self.chunk_sizes = [chunk.metadata.row_group(chunk.index).num_rows for chunk in chunks]
@@ -113,6 +116,11 @@ def open_parquet(sources: Sequence[tuple[Path, int]], spec: DataSpec, *, needs_l
 def _find_files(folder: Path) -> list[Path]:
     if not folder.exists():
         raise DataError(f"data folder {folder} does not exist", cure=f"Check training.data_path. {PREPARE_AGAIN}")
+    if (folder / STAGING).exists():
+        raise DataError(
+            f"{folder} is not complete: `fvd data prepare` was interrupted, or is still at work",
+            cure="Run the same `fvd data prepare` command again: it continues where it ended.",
+        )
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.parquet"))
     if not files:
         raise DataError(f"no parquet files in {folder}", cure=f"Is it a folder of raw clips? {PREPARE_AGAIN}")

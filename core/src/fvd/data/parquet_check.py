@@ -65,14 +65,14 @@ def inspect_file(path: Path, fields: Sequence[FieldSpec], findings: Inspection) 
         return None
 
 
-def _fields_with_columns(
-    path: Path, schema: pa.Schema, fields: Sequence[FieldSpec], findings: Inspection
-) -> list[FieldSpec]:
+def _fields_with_columns(path: Path, schema: pa.Schema, fields: Sequence[FieldSpec], findings: Inspection) -> list[FieldSpec]:
     present = []
     for spec in fields:
         absent = [column for column in triplet(spec.name) if column not in schema.names]
         if absent:
-            findings.fields[spec.name].missing.append(f"{path}: no column {', '.join(absent)}" + did_you_mean(absent[0], schema.names))
+            findings.fields[spec.name].missing.append(
+                f"{path}: no column {', '.join(absent)}" + did_you_mean(absent[0], schema.names)
+            )
             continue
         wrong = _wrong_types(spec.name, schema)
         findings.problems.extend(f"{path}: {text}" for text in wrong)
@@ -118,7 +118,11 @@ def _row_problem(spec: FieldSpec, shape: list[int], dtype: str) -> str:
     axes = ", ".join(spec.axes)
     if len(shape) != len(spec.axes):
         return f"has shape {shape}, expected {len(spec.axes)} axes [{axes}]"
-    wrong = [f"{axis} = {spec.sizes[axis]}" for axis, size in zip(spec.axes, shape, strict=True) if spec.sizes.get(axis, size) != size]
+    wrong = [
+        f"{axis} = {spec.sizes[axis]}"
+        for axis, size in zip(spec.axes, shape, strict=True)
+        if spec.sizes.get(axis, size) != size
+    ]
     if wrong:
         return f"has shape {shape}, expected [{axes}] with {', '.join(wrong)}"
     if min(shape) < 1:

@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 
 from fvd.data.files import remove_leftovers, written_aside
 
+STAGING = ".staged"
+"""Where rows lie until there are enough for a file; exists only while a preparation is unfinished."""
+
 ROWS_PER_GROUP = 16
 """Small row groups: the loader reads one at a time, and a row of Wan at 480p is 8 MB."""
 
@@ -26,7 +29,7 @@ class ParquetClipWriter:
         self._schema = schema
         self._rows_per_file = rows_per_file
         self._chunks = folder / "worker_0"
-        self._staging = folder / ".staged"
+        self._staging = folder / STAGING
         for place in (self._chunks, self._staging):
             remove_leftovers(place)
         self._in_chunks = {path: _read_ids(path) for path in sorted(self._chunks.glob("*.parquet"))}

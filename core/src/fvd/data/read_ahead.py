@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from fvd.data.dataset import ChunkedDataset, Sample
 from fvd.data.order import WINDOW_SAMPLES, Visit, chunks_in_order
@@ -28,7 +28,7 @@ class ReadAhead:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="fvd-data") if threads else None
         window = min(WINDOW_SAMPLES, sum(dataset.chunk_sizes))
         self._limit = window + (1 + threads) * max(dataset.chunk_sizes) if threads else 0
-        self._pending: dict[ChunkKey, Future[dict[int, Sample]]] = {}
+        self._pending: dict[ChunkKey, Callable[[], dict[int, Sample]]] = {}
         self._resident = 0
 
     def __iter__(self) -> Generator[tuple[Visit, Sample], None, None]:
@@ -41,7 +41,7 @@ class ReadAhead:
                     yield visit, self._take(visit)
                 # left over: rows that a resumed epoch had used before, in chunks that it had to read again
                 for key in [key for key in self._pending if key[0] == self._planned[0][0].epoch]:
-                    self._resident -= len(self._pending.pop(key).result())
+                    self._resident -= len(self._pending.pop(key)())
                 self._planned.popleft()
         finally:
             if self._executor is not None:
@@ -55,8 +55,11 @@ class ReadAhead:
 
     def _request_next(self) -> None:
         key = next(self._schedule)
-        submit: Callable[..., Future[dict[int, Sample]]] = self._executor.submit if self._executor else _run_now
-        self._pending[key] = submit(self._read, key[1])
+        if self._executor is not None:
+            self._pending[key] = self._executor.submit(self._read, key[1]).result
+        else:
+            rows = self._read(key[1])
+            self._pending[key] = lambda: rows
         self._resident += self._dataset.chunk_sizes[key[1]]
 
     def _request_ahead(self) -> None:
@@ -70,18 +73,9 @@ class ReadAhead:
         key = (visit.epoch, visit.chunk)
         while key not in self._pending:
             self._request_next()
-        rows = self._pending[key].result()
+        rows = self._pending[key]()
         sample = rows.pop(visit.row)
         self._resident -= 1
         if not rows:
             del self._pending[key]
         return sample
-
-
-def _run_now(read: Callable[[int], dict[int, Sample]], chunk: int) -> Future[dict[int, Sample]]:
-    future: Future[dict[int, Sample]] = Future()
-    try:
-        future.set_result(read(chunk))
-    except Exception as error:
-        future.set_exception(error)
-    return future

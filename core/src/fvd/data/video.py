@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
 import torch.nn.functional as F
 from av.container import InputContainer
@@ -109,27 +111,19 @@ def write_video(path: Path, video: Tensor, fps: float) -> None:
         container.mux(stream.encode())
 
 
-class _opened:  # noqa: N801 - used as a function
-    """Opens the first video stream of a file, and turns FFmpeg's errors into DataError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._container: InputContainer | None = None
-
-    def __enter__(self) -> tuple[InputContainer, VideoStream]:
-        try:
-            self._container = av.open(str(self._path))
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise DataError(f"cannot be opened: {_reason(error)}") from error
-        if not self._container.streams.video:
-            self._container.close()
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A file and its first video stream; FFmpeg's errors become DataError."""
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise DataError(f"cannot be opened: {_reason(error)}") from error
+    with container:
+        if not container.streams.video:
             raise DataError("the file has no video stream")
-        return self._container, self._container.streams.video[0]
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        assert self._container is not None
-        self._container.close()
-        if isinstance(error, av.error.FFmpegError):
+        try:
+            yield container, container.streams.video[0]
+        except av.error.FFmpegError as error:
             raise DataError(f"cannot be decoded: {_reason(error)}") from error
 
 
@@ -208,3 +202,10 @@ def fit(picture: Tensor, shown_size: tuple[int, int], geometry: VideoGeometry) -
         picture = F.interpolate(picture[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
     top, left = (size[0] - geometry.height) // 2, (size[1] - geometry.width) // 2
     return picture[:, top : top + geometry.height, left : left + geometry.width].contiguous()
+
+
+def read_frames(path: Path) -> tuple[np.ndarray, float]:
+    """Every frame of a file, [T, H, W, 3] uint8, and its frames a second. Raises DataError with the reason."""
+    with _opened(path) as (container, stream):
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return np.stack(frames), float(stream.average_rate or 0)

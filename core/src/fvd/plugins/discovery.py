@@ -6,8 +6,12 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, entry_points
+from typing import Literal
 
 import fvd
+
+State = Literal["ok", "broken", "incompatible", "conflict", "disabled"]
+"""Of a plugin. ``fvd plugins list`` shows it."""
 
 GROUP = "fvd.plugins"
 CORE_DISTRIBUTION = "fvd-core"
@@ -25,7 +29,7 @@ def canonical(name: str) -> str:
 class Unusable(Exception):
     """Why one plugin cannot be used. Becomes the state of its record; never reaches the user as an exception."""
 
-    def __init__(self, state: str, code: str, reason: str, cure: str = "") -> None:
+    def __init__(self, state: State, code: str, reason: str, cure: str = "") -> None:
         super().__init__(reason)
         self.state = state
         self.code = code

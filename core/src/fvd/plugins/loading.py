@@ -103,7 +103,8 @@ def place_in(module: str, error: BaseException) -> str:
 
 def register_plugin(manager: HookManager, candidate: Candidate, module: ModuleType) -> None:
     """Check the hook implementations and register them. Raises Unusable (P04)."""
-    problems = [problem for name, value in sorted(vars(module).items()) for problem in _hook_problems(manager, module, name, value)]
+    members = sorted(vars(module).items())
+    problems = [problem for name, value in members for problem in _hook_problems(manager, module, name, value)]
     if problems:
         cure = f"Report it to the authors of {candidate.distribution}; it may be made for another version of fvd-core."
         raise Unusable("broken", "P04", "; ".join(problems), cure)

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from fvd.errors import PluginError, Problem
+from fvd.errors import Problem
 from fvd.plugins.discovery import (
     Candidate,
+    State,
     Unusable,
     canonical,
     check_conflict,
@@ -34,8 +35,6 @@ from fvd.specs import FamilySpec, MethodSpec, Spec
 
 if TYPE_CHECKING:
     from fvd.config.check import CheckContext
-
-State = Literal["ok", "broken", "incompatible", "conflict", "disabled"]
 
 KINDS = tuple(spec_class.kind for spec_class in HOOK_RETURNS.values())
 """``family``, ``method``, ``sampler``, …"""

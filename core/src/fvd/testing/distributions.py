@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from fvd.plugins.discovery import GROUP
 
@@ -20,13 +23,15 @@ def fake_distribution(
     modules: Mapping[str, str] | None = None,
     requires: Iterable[str] = (),
 ) -> Path:
-    """Write ``NAME-VERSION.dist-info`` and modules into ``folder``; return ``folder``, which belongs on ``sys.path``.
+    """Write ``NAME-VERSION.dist-info`` and modules into ``folder``; return ``folder``, to use with `installed_in`.
 
     entry_points: plugin name -> module, in the group ``fvd.plugins``. modules: dotted name -> source (indentation is
     removed); packages around a module are made, empty, where ``modules`` does not give them. requires: lines of
-    Requires-Dist. Installing a distribution into a folder that already holds it replaces its metadata.
+    Requires-Dist. Calling it again for the same name and version replaces the metadata.
 
-        monkeypatch.syspath_prepend(fake_distribution(tmp_path, "fvd-x", entry_points={"x": "fvd_x.plugin"}, modules={…}))
+        fake_distribution(tmp_path, "fvd-x", entry_points={"x": "fvd_x.plugin"}, modules={"fvd_x.plugin": source})
+        with installed_in(tmp_path):
+            plugins = load_plugins()
     """
     metadata = folder / f"{re.sub(r'[-_.]+', '_', name)}-{version}.dist-info"
     metadata.mkdir(parents=True, exist_ok=True)
@@ -56,3 +61,18 @@ def _write_module(folder: Path, module: str, source: str, modules: Mapping[str, 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def installed_in(folder: Path) -> Iterator[Path]:
+    """Put ``folder`` on ``sys.path``; at the end take it off and forget the modules that came from it."""
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield folder
+    finally:
+        sys.path.remove(str(folder))
+        for name, module in list(sys.modules.items()):
+            origin = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+            if isinstance(origin, str) and folder in Path(origin).parents:
+                del sys.modules[name]

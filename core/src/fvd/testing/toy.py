@@ -77,10 +77,13 @@ class ToyAdapter(FlowMatchingAdapter):
 
     def prepare_batch(self, raw_batch: RawBatch, *, latents_source: LatentsSource) -> Batch:
         size = raw_batch.batch_size
-        if latents_source == "data":
-            latents = raw_batch.tensors["vae_latent"].float()
-        else:
-            latents = torch.zeros(size, *self._latent_shape)
+        match latents_source:
+            case "data":
+                latents = raw_batch.tensors["vae_latent"].float()
+            case "zeros":
+                latents = torch.zeros(size, *self._latent_shape)
+            case _:
+                raise ValueError(f"latents_source must be 'data' or 'zeros', got {latents_source!r}")
         cond = ToyConditioning(raw_batch.tensors["text_embedding"], raw_batch.tensors["text_embedding_mask"])
         kept = (~raw_batch.dropped).float()
         cond = replace(cond, embeddings=cond.embeddings * expand_to(kept, cond.embeddings))

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +44,7 @@ class TensorBoardTracker(Tracker):
         self._writer.close()
 
 
-def _encode_gif(frames, fps: float) -> bytes:
+def _encode_gif(frames: np.ndarray, fps: float) -> bytes:
     """[T, H, W, 3] uint8 numpy frames -> an endless animated GIF."""
     images = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +85,7 @@ class WandbTracker(Tracker):
         self._run.log({name: wandb.Video(str(path), caption=caption, format="mp4")}, step=step)
 
     def log_file(self, path: Path) -> None:
-        self._run.save(str(path), base_path=str(path.parent), policy="now")
+        shutil.copy(path, self._run.dir)  # what lies there is uploaded with the run
 
     def finish(self) -> None:
         self._run.finish()

@@ -84,9 +84,9 @@ class DMD2Method(fvd.Method):
     def student_is_due(self, iteration: int) -> bool:
         return iteration % self.config.generator_update_interval == 0
 
-    @property
-    def latents_source(self) -> LatentsSource:
-        return "zeros" if self.config.rollout_mode == "simulate" else "data"
+    @classmethod
+    def latents_source(cls, run: fvd.RunConfig) -> LatentsSource:
+        return "zeros" if cast(DMD2Config, run.method_config).rollout_mode == "simulate" else "data"
 
     @classmethod
     def sampling_plan(cls, run: fvd.RunConfig) -> fvd.SamplingPlan:
@@ -112,7 +112,7 @@ class DMD2Method(fvd.Method):
     # --- the step ---
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
         """Yields ``student_loss`` when the student is due, then ``critic_loss``."""
-        prepared = self.adapter.prepare_batch(batch, latents_source=self.latents_source)
+        prepared = self.adapter.prepare_batch(batch, latents_source=self.latents_source(self.run))
         student_is_due = self.student_is_due(iteration)
         rollout = self.roll_out(prepared, rng, with_grad=student_is_due)
         if student_is_due:

@@ -47,7 +47,7 @@ class FinetuneMethod(fvd.Method):
 
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
         """Yields one loss, ``loss``, with the mean noise level t / N as metric ``sigma``."""
-        prepared = self.adapter.prepare_batch(batch, latents_source=self.latents_source)
+        prepared = self.adapter.prepare_batch(batch, latents_source=self.latents_source(self.run))
         x0, steps = prepared.latents, self.adapter.num_train_timesteps
 
         t = self.adapter.shift_and_clamp_timestep(steps * (1 - sample_u(self.config, rng)))

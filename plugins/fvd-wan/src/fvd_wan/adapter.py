@@ -44,9 +44,7 @@ class WanAdapter(fvd.FlowMatchingAdapter):
     def prepare_batch(self, raw_batch: fvd.RawBatch, *, latents_source: LatentsSource) -> fvd.Batch:
         """Raises DataError when the batch lacks what is asked for, or was made for another model."""
         latents = self._data_latents(raw_batch) if latents_source == "data" else self._zero_latents(raw_batch)
-        uncond = None
-        if self._negative_prompt is not None:
-            uncond = WanConditioning(self._negative_prompt.expand(raw_batch.batch_size, -1, -1))
+        uncond = None if self._negative_prompt is None else self.negative_conditioning(raw_batch.batch_size)
         return fvd.Batch(latents=latents, cond=self._text_conditioning(raw_batch), uncond=uncond, info=raw_batch.info)
 
     def on_train_start(self) -> None:
@@ -57,6 +55,14 @@ class WanAdapter(fvd.FlowMatchingAdapter):
     def ensure_negative_conditioning(self) -> None:
         if self._negative_prompt is None:
             self._negative_prompt = self.encode_prompts([self.config.negative_prompt]).prompt_embeds
+
+    def negative_conditioning(self, batch_size: int) -> WanConditioning:
+        if self._negative_prompt is None:
+            raise FvdError(
+                "the negative prompt has not been encoded",
+                cure="Call ensure_negative_conditioning() first; it loads the text encoder.",
+            )
+        return WanConditioning(self._negative_prompt.expand(batch_size, -1, -1))
 
     def encode_prompts(self, prompts: Sequence[str]) -> WanConditioning:
         return WanConditioning(self.components.pad_text(self.components.encode_text(prompts)))

@@ -78,14 +78,14 @@ class WanComponents:
     def encode_video(self, video: Tensor) -> Tensor:
         """[B, 3, T, H, W] in [0, 1] -> the mean of the VAE's posterior [B, C, T', H', W'], float32, on the CPU."""
         vae = self.vae()
-        pixels = (video.float() * 2 - 1).split(1)
+        pixels = torch.split(video.float() * 2 - 1, 1)
         return torch.cat([vae.encode(clip.to(self.device)).latent_dist.mode().cpu() for clip in pixels])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, C, T', H', W'] -> video [B, 3, T, H, W] in [0, 1], float32, on the CPU."""
         vae = self.vae()
-        own = self.denormalise(latents.to(self.device)).split(1)
+        own = torch.split(self.denormalise(latents.to(self.device)), 1)
         frames = torch.cat([vae.decode(sample).sample.float().cpu() for sample in own])
         return (frames.clamp(-1, 1) + 1) / 2
 

@@ -5,23 +5,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import fvd
-from fvd.specs import PRIMITIVES
 
 if TYPE_CHECKING:
     from fvd.config.check import CheckContext
 
-FAMILY = "wan"
+PROVIDES = {
+    "prepare_batch",
+    "ensure_negative_conditioning",
+    "negative_conditioning",
+    "encode_prompts",
+    "zero_conditioning",
+    "num_train_timesteps",
+    "add_noise",
+    "shift_and_clamp_timestep",
+    "scheduler",
+    "predict",
+    "training_target",
+    "predict_x0",
+    "predict_noise",
+    "decode",
+    "latent_shape",
+}
 
 
 @fvd.hookimpl
 def fvd_families() -> list[fvd.FamilySpec]:
     return [
         fvd.FamilySpec(
-            name=FAMILY,
+            name="wan",
             target="fvd_wan.family:WanFamily",
             config="fvd_wan.config:WanConfig",
             summary="Wan 2.1 text-to-video, diffusers format (also two-expert checkpoints)",
-            provides=frozenset(PRIMITIVES),
+            provides=PROVIDES,
             samplers={"ode", "sde"},
             latent_space="wan2.1",
         )

@@ -1,0 +1,87 @@
+"""The same weights, prompt, seed, steps and guidance: the same latents as diffusers' own pipeline."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+from fvd.samplers.guidance import GuidedModel
+from fvd.samplers.ode import sample_ode
+from fvd.samplers.sampling import sample_latents
+
+PROMPT, NEGATIVE = "a red ball  rolling left &amp; 一个红色的球", "static, worst quality"
+STEPS, SEED, SHAPE = 6, 42, (16, 3, 8, 8)
+
+
+def sample_with_diffusers(pipeline, scheduler, guidance_scale):
+    pipeline.scheduler = scheduler
+    return pipeline(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        height=64,
+        width=64,
+        num_frames=9,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(SEED),
+        output_type="latent",
+    ).frames
+
+
+def sample_with_fvd(built, guidance_scale):
+    adapter = built.adapter
+    model = GuidedModel(
+        adapter, built.handle, adapter.encode_prompts([PROMPT]), adapter.encode_prompts([NEGATIVE]), guidance_scale
+    )
+    return sample_latents(model, sampler=sample_ode, sampler_kind="ode", shape=SHAPE, steps=STEPS, timesteps=None, seeds=[SEED])
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize("flow_shift", [3.0, 8.0])
+@pytest.mark.parametrize("solver", ["unipc", "euler"])
+def test_ode_sampler_equals_diffusers(build, pipeline, solver, flow_shift, guidance_scale):
+    built = build(config={"ode_solver": solver, "flow_shift": flow_shift})
+    scheduler = {
+        "unipc": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift),
+        "euler": FlowMatchEulerDiscreteScheduler(shift=flow_shift),
+    }[solver]
+
+    expected = sample_with_diffusers(pipeline, scheduler, guidance_scale)
+    actual = sample_with_fvd(built, guidance_scale)
+
+    assert actual.shape == expected.shape == (1, *SHAPE)
+    assert expected.std() > 0.3  # a comparison of something
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+def test_guidance_and_prompt_matter_in_that_comparison(build):
+    built = build()
+    assert (sample_with_fvd(built, 1.0) - sample_with_fvd(built, 5.0)).abs().max() > 1e-2
+
+
+def test_decoded_video_equals_diffusers(pipeline, adapter):
+    latents = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    pipeline.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    mean = torch.tensor(pipeline.vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(pipeline.vae.config.latents_std).view(1, -1, 1, 1, 1)
+    with torch.no_grad():
+        pixels = pipeline.vae.decode(latents * std + mean).sample
+    expected = pipeline.video_processor.postprocess_video(pixels, output_type="pt").permute(0, 2, 1, 3, 4)
+
+    video = adapter.decode(latents)
+
+    assert video.shape == (2, 3, 9, 64, 64) and video.dtype == torch.float32
+    assert video.min() >= 0 and video.max() <= 1 and video.std() > 0.05
+    torch.testing.assert_close(video, expected, atol=1e-5, rtol=0)
+
+
+def test_prompt_embeddings_equal_diffusers(pipeline, adapter):
+    prompts = [PROMPT, "", "a very long text " * 200, "naÃ¯ve &lt;b&gt;\n tabs\tand   spaces "]
+    expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)
+
+    actual = adapter.encode_prompts(prompts).prompt_embeds
+
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert torch.equal(actual[1, 1:], torch.zeros(511, 32))  # "" is one token, </s>; the rest is padding
+    assert actual[2].abs().sum(-1).min() > 0  # the long one fills all 512
