@@ -20,7 +20,8 @@ def execute(args: argparse.Namespace) -> int:
     from fvd.config.load import load_run_file
 
     try:
-        problems = load_run_file(args.run_file, args.plugins, args.overrides).problems
+        loaded = load_run_file(args.run_file, args.plugins, args.overrides, disabled=args.disabled_plugins)
+        problems = loaded.problems
     except FvdError as error:
         problems = [Problem(message=error.message, cure=error.cure, file=str(args.run_file))]
     ok = not any(problem.severity == "error" for problem in problems)
