@@ -30,6 +30,11 @@ def write_mp4(path: Path, *, frames: int = 16, size: int = 64, fps: int = 16, co
     return path
 
 
+@pytest.fixture(scope="session", name="write_mp4")
+def _write_mp4() -> Callable[..., Path]:
+    return write_mp4
+
+
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "wan-tiny"

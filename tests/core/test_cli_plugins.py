@@ -82,7 +82,8 @@ def test_list_for_people(install, capsys):
 def test_list_for_tools(install, capsys):
     install_some(install)
     document = json.loads(output(capsys, "list", "--json"))
-    assert document["core"] == {"version": fvd.__version__} and set(document) == {"core", "plugins"}
+    assert document["core"] == {"version": fvd.__version__}
+    assert set(document) == {"core", "plugins"}
     plugins = {plugin["name"]: plugin for plugin in document["plugins"]}
     assert list(plugins) == ["algo", "ltx", "core", "hunyuan", "old"]
     assert plugins["ltx"] == {

@@ -42,10 +42,14 @@ def test_first_last_and_at_most_one_line_each_interval(capsys: pytest.CaptureFix
 
 
 def test_an_interrupted_bar_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError), progress("x", 10, every_seconds=1000) as bar:
-        for _ in range(7):
-            bar.advance()
-        raise RuntimeError
+    def interrupted() -> None:
+        with progress("x", 10, every_seconds=1000) as bar:
+            for _ in range(7):
+                bar.advance()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/10", "7/10"]
 
 
@@ -109,10 +113,18 @@ def test_a_terminal_gets_a_bar_and_a_framed_table() -> None:
         "    for step in range(3): bar.advance(loss=step / 4)\n"
         "table(['clip'], [['a [bold]b.mp4']])\n"
     )
-    assert "tr[a]ining" in text and "3/3" in text and "loss=0.5" in text
-    assert "━" in text and "│ a [bold]b.mp4" in text
+    assert "tr[a]ining" in text
+    assert "3/3" in text
+    assert "loss=0.5" in text
+    assert "━" in text
+    assert "│ a [bold]b.mp4" in text
 
 
 def test_rich_is_not_imported_in_a_pipe() -> None:
-    code = "import sys, fvd.console as c\nwith c.progress('x', 1) as b: b.advance()\nc.table(['a'], [['b']])\nassert 'rich' not in sys.modules"
+    code = (
+        "import sys, fvd.console as c\n"
+        "with c.progress('x', 1) as bar: bar.advance()\n"
+        "c.table(['a'], [['b']])\n"
+        "assert 'rich' not in sys.modules\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -43,7 +43,11 @@ def test_sidecars(tmp_path: Path) -> None:
 @pytest.mark.parametrize("caption_key", ["caption", "prompt", "text"])
 def test_metadata_jsonl_and_csv(tmp_path: Path, path_key: str, caption_key: str) -> None:
     touch(tmp_path, "a.mp4", "videos/b.mp4", "c.mp4")
-    lines = [{path_key: "a.mp4", caption_key: "x, y"}, {path_key: "b.mp4", caption_key: ""}, {path_key: "lost.mp4", caption_key: "z"}]
+    lines = [
+        {path_key: "a.mp4", caption_key: "x, y"},
+        {path_key: "b.mp4", caption_key: ""},
+        {path_key: "lost.mp4", caption_key: "z"},
+    ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n", encoding="utf-8")
     expected = [("a.mp4", "x, y", ""), ("b.mp4", "", ""), ("lost.mp4", "z", "")]
     assert found(tmp_path) == [*expected, ("c.mp4", None, "not listed in metadata.jsonl")]
@@ -103,7 +107,8 @@ def test_folders_without_videos(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt", "b.png")
     with pytest.raises(DataError, match="no videos in") as caught:
         list_clips(tmp_path)
-    assert "videos2caption.json" in caught.value.cure and ".mp4" in caught.value.cure
+    assert "videos2caption.json" in caught.value.cure
+    assert ".mp4" in caught.value.cure
     with pytest.raises(DataError, match="does not exist"):
         list_clips(tmp_path / "absent")
     with pytest.raises(DataError, match="not a folder of clips"):
@@ -113,7 +118,10 @@ def test_folders_without_videos(tmp_path: Path) -> None:
 def test_prompts(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a ball\n\n  a cube \n", encoding="utf-8")
     clips = list_prompts(tmp_path / "p.txt").clips
-    assert [(clip.name, clip.caption, clip.path) for clip in clips] == [("p.txt:1", "a ball", None), ("p.txt:3", "a cube", None)]
+    assert [(clip.name, clip.caption, clip.path) for clip in clips] == [
+        ("p.txt:1", "a ball", None),
+        ("p.txt:3", "a cube", None),
+    ]
     (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n{"prompt": null}\n', encoding="utf-8")
     assert [clip.caption for clip in list_prompts(tmp_path / "p.jsonl").clips] == ["x", None]
     (tmp_path / "p.csv").write_text("id,caption\n1,y\n", encoding="utf-8")

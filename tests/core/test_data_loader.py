@@ -225,7 +225,9 @@ def sample(number: int, text: Tensor, latent: Tensor | None = None) -> Sample:
 def test_text_is_padded_or_cut_with_a_mask() -> None:
     short, long = torch.arange(6.0).reshape(2, 3), torch.arange(18.0).reshape(6, 3)
     batch = collate(
-        [sample(0, short, torch.zeros(2, 5)), sample(1, long.half(), torch.ones(2, 5))], SPEC, dropped=torch.tensor([True, False])
+        [sample(0, short.half(), torch.zeros(2, 5)), sample(1, long.half(), torch.ones(2, 5))],
+        SPEC,
+        dropped=torch.tensor([True, False]),
     )
     assert torch.equal(batch.tensors["text"], torch.stack([torch.cat([short, torch.zeros(2, 3)]), long[:4]]))
     assert batch.tensors["text"].dtype == torch.float32
@@ -257,7 +259,7 @@ def test_shapes_that_do_not_stack_are_named() -> None:
 
 
 def test_a_position_beyond_the_data_is_refused() -> None:
-    with pytest.raises(DataError, match="sample 40 of an epoch, but the data has 4"):
+    with pytest.raises(DataError, match="sample 40 of an epoch, but the data has only 4"):
         make(MemoryDataset([4])).load_state_dict({"epoch": 0, "position": 40})
 
 

@@ -52,7 +52,9 @@ def reference_row(number: int, **changes: object) -> dict[str, object]:
     } | changes
 
 
-def write_rows(folder: Path, rows: list[dict[str, object]], *, name: str = "worker_0/data_chunk_0.parquet", group: int = 2) -> None:
+def write_rows(
+    folder: Path, rows: list[dict[str, object]], *, name: str = "worker_0/data_chunk_0.parquet", group: int = 2
+) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=T2V_SCHEMA), folder / name, compression="zstd", row_group_size=group)
 
@@ -63,7 +65,13 @@ def test_the_t2v_schema_field_for_field() -> None:
     expected += [(f"vae_latent_{part}", kind) for part, kind in triplet]
     expected += [(f"text_embedding_{part}", kind) for part, kind in triplet]
     expected += [("file_name", "string"), ("caption", "string"), ("media_type", "string")]
-    expected += [("width", "int64"), ("height", "int64"), ("num_frames", "int64"), ("duration_sec", "double"), ("fps", "double")]
+    expected += [
+        ("width", "int64"),
+        ("height", "int64"),
+        ("num_frames", "int64"),
+        ("duration_sec", "double"),
+        ("fps", "double"),
+    ]
     assert [(field.name, str(field.type)) for field in T2V_SCHEMA] == expected
     text_only = [expected[0], *expected[4:7], ("caption", "string")]
     assert [(field.name, str(field.type)) for field in TEXT_ONLY_SCHEMA] == text_only
@@ -112,7 +120,8 @@ def test_the_dtype_column_is_honoured(dtype: torch.dtype) -> None:
     data = bytes(tensor.view(torch.uint8).numpy())
     for name in (str(dtype).removeprefix("torch."), str(dtype)):
         back = unpack_tensor(data, [3, 4], name)
-        assert back.dtype == dtype and torch.equal(back, tensor)
+        assert back.dtype == dtype
+        assert torch.equal(back, tensor)
     with pytest.raises(DataError, match=f"{len(data) - 1} bytes"):
         unpack_tensor(data[1:], [3, 4], str(dtype))
 
@@ -159,12 +168,15 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         open_parquet([(tmp_path, 1)], SPEC, needs_latents=True)
     message = caught.value.message
-    assert "row group 0, row 1, clip 'clip-1': vae_latent has [C, T, H, W] = [4, 2, 2, 3], but 4 rows have [4, 3, 2, 2]" in message
+    assert (
+        "row group 0, row 1, clip 'clip-1': vae_latent has [C, T, H, W] = [4, 2, 2, 3], but 4 rows have [4, 3, 2, 2]" in message
+    )
     assert "row group 1, row 0, clip 'clip-2': vae_latent has shape [2, 6, 2, 2], expected [C, T, H, W] with C = 4" in message
     assert "clip 'clip-3': vae_latent has shape [48], expected 4 axes" in message
     assert "clip 'clip-4': text_embedding has dtype 'complex64'" in message
     assert "row group 2, row 1, clip 'clip-5': no text_embedding" in message
-    assert "data_chunk_0.parquet" in message and "fvd data prepare" in caught.value.cure
+    assert "data_chunk_0.parquet" in message
+    assert "fvd data prepare" in caught.value.cure
 
 
 def test_many_problems_are_counted_not_listed(tmp_path: Path) -> None:
@@ -235,7 +247,9 @@ def test_rows_survive_a_writer_that_is_never_closed(tmp_path: Path) -> None:
     assert ids == ["clip-0", "clip-1", "clip-2"]
 
 
-def test_a_kill_between_a_file_and_clearing_its_rows_duplicates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_a_file_and_clearing_its_rows_duplicates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed = ParquetClipWriter(tmp_path, T2V_SCHEMA, rows_per_file=2)
     killed.append(reference_row(0))
     monkeypatch.setattr(killed, "_unstage", lambda path: None)

@@ -76,7 +76,9 @@ SPEC = DataSpec(
 )
 
 
-def add_clip(folder: Path, name: str, caption: str | None, *, seed: int = 0, frames: int = 8, size: int = 40, fps: float = 16) -> None:
+def add_clip(
+    folder: Path, name: str, caption: str | None, *, seed: int = 0, frames: int = 8, size: int = 40, fps: float = 16
+) -> None:
     colour = torch.rand(3, 1, 1, 1, generator=torch.Generator().manual_seed(seed))
     write_video(folder / name, colour * torch.linspace(0.3, 1, frames)[None, :, None, None].expand(3, frames, size, size), fps)
     if caption is not None:
@@ -91,7 +93,9 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
-def run(clips: Path, out: Path, encoders: PoolingEncoders | None = None, plan: ClipPlan | None = PLAN, **options: object) -> dict[str, str]:
+def run(
+    clips: Path, out: Path, encoders: PoolingEncoders | None = None, plan: ClipPlan | None = PLAN, **options: object
+) -> dict[str, str]:
     """Prepare; the reason (or "") by clip."""
     request = PrepareRequest(clips=clips, out=out, family="fake", model="models/fake", plan=plan, **options)  # type: ignore[arg-type]
     return {verdict.clip.name: verdict.reason for verdict in prepare(request, encoders or PoolingEncoders())}
@@ -136,8 +140,13 @@ def test_prompts_alone(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     (tmp_path / "p.txt").write_text("a ball\na cube\na ball\n", encoding="utf-8")
     encoders = PoolingEncoders()
-    assert run(tmp_path / "p.txt", out, encoders, plan=None) == {"p.txt:1": "", "p.txt:2": "", "p.txt:3": "duplicate of p.txt:1"}
-    assert encoders.videos == 0 and encoders.texts == ["a ball", "a cube"]
+    assert run(tmp_path / "p.txt", out, encoders, plan=None) == {
+        "p.txt:1": "",
+        "p.txt:2": "",
+        "p.txt:3": "duplicate of p.txt:1",
+    }
+    assert encoders.videos == 0
+    assert encoders.texts == ["a ball", "a cube"]
     assert pq.ParquetFile(out / "worker_0/data_chunk_0.parquet").schema_arrow.equals(TEXT_ONLY_SCHEMA)
     assert open_parquet([(out, 1)], SPEC, needs_latents=False).chunk_sizes == [2]
     (clips / "a.mp4").write_bytes(b"unread")
@@ -169,12 +178,13 @@ def test_every_clip_gets_a_verdict(clips: Path, tmp_path: Path, capsys: pytest.C
         "slow.mp4": "",
         "small.mp4": "",
     }
-    with open(tmp_path / "data/clips.csv", newline="", encoding="utf-8") as file:
+    with (tmp_path / "data/clips.csv").open(newline="", encoding="utf-8") as file:
         table = {row["clip"]: row for row in csv.DictReader(file)}
     assert {name: row["reason"] for name, row in table.items()} == reasons
     assert table["slow.mp4"]["notes"] == "8 fps: frames repeat"
     assert table["small.mp4"]["notes"] == "upscaled 2x from 16x16"
-    assert table["a.mp4"]["frames"] == "8" and table["a.mp4"]["verdict"] == "kept"
+    assert table["a.mp4"]["frames"] == "8"
+    assert table["a.mp4"]["verdict"] == "kept"
     printed = capsys.readouterr().out
     assert "layout: videos with a .txt of the same name; 11 clips" in printed
     assert all(f"{name} " in printed for name in reasons)
@@ -202,7 +212,8 @@ def test_damage_that_shows_only_in_decoding(clips: Path, tmp_path: Path) -> None
     for name in "abc":
         add_clip(clips, f"{name}.mp4", name, frames=40, seed=ord(name))
     reasons = run(clips, tmp_path / "data", plan=plan)
-    assert reasons["d.mp4"].startswith("cannot be decoded: ") and reasons["a.mp4"] == ""
+    assert reasons["d.mp4"].startswith("cannot be decoded: ")
+    assert reasons["a.mp4"] == ""
     assert len(rows(tmp_path / "data")) == 3
 
 
@@ -217,7 +228,8 @@ def test_strict_fails_before_anything_is_encoded(clips: Path, tmp_path: Path, ca
     encoders = PoolingEncoders()
     with pytest.raises(DataError, match="1 of 4 clips would be dropped"):
         run(clips, tmp_path / "data", encoders, strict=True)
-    assert encoders.videos == 0 and not (tmp_path / "data").exists()
+    assert encoders.videos == 0
+    assert not (tmp_path / "data").exists()
     assert "none.mp4  dropped  no caption" in capsys.readouterr().out
 
 
@@ -248,7 +260,8 @@ def test_a_second_run_encodes_nothing(clips: Path, tmp_path: Path) -> None:
     before = (tmp_path / "data/worker_0/data_chunk_0.parquet").read_bytes()
     again = PoolingEncoders()
     run(clips, tmp_path / "data", again)
-    assert again.videos == 0 and again.texts == []
+    assert again.videos == 0
+    assert again.texts == []
     assert (tmp_path / "data/worker_0/data_chunk_0.parquet").read_bytes() == before
 
 
@@ -273,12 +286,18 @@ def test_only_what_changed_is_encoded_again(clips: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("plan", "digest", "difference"),
     [
-        (ClipPlan(fps=8.0, geometry=VideoGeometry(num_frames=4, height=32, width=16)), "weights-1", "num_frames: 5 there, 4 now"),
+        (
+            ClipPlan(fps=8.0, geometry=VideoGeometry(num_frames=4, height=32, width=16)),
+            "weights-1",
+            "num_frames: 5 there, 4 now",
+        ),
         (PLAN, "weights-2", r"model: models/fake \(weights-1\) there, models/fake \(weights-2\) now"),
         (None, "weights-1", "schema: t2v there, text_only now"),
     ],
 )
-def test_other_settings_in_the_same_folder(clips: Path, tmp_path: Path, plan: ClipPlan | None, digest: str, difference: str) -> None:
+def test_other_settings_in_the_same_folder(
+    clips: Path, tmp_path: Path, plan: ClipPlan | None, digest: str, difference: str
+) -> None:
     out = tmp_path / "data"
     run(clips, out)
     before = {name: (out / name).read_bytes() for name in files(out)}
@@ -288,7 +307,16 @@ def test_other_settings_in_the_same_folder(clips: Path, tmp_path: Path, plan: Cl
     assert {name: (out / name).read_bytes() for name in files(out)} == before
     encoders = PoolingEncoders(digest)
     run(clips, out, encoders, plan=plan, overwrite=True)
-    assert len(encoders.texts) == 3 and len(rows(out)) == 3
+    assert len(encoders.texts) == 3
+    assert len(rows(out)) == 3
+
+
+def test_overwrite_starts_anew(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "data")
+    again = PoolingEncoders()
+    run(clips, tmp_path / "data", again, overwrite=True)
+    assert again.videos == 3
+    assert len(rows(tmp_path / "data")) == 3
 
 
 def test_a_model_that_moved_is_the_same_model(clips: Path, tmp_path: Path) -> None:
@@ -342,7 +370,9 @@ def test_after_sigkill_nothing_is_encoded_twice(tmp_path: Path) -> None:
     assert open_parquet([(out, 1)], SPEC, needs_latents=True).chunk_sizes == [2, 2, 2, 2]
 
 
-def test_a_full_disk_leaves_a_folder_that_can_be_continued(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_a_folder_that_can_be_continued(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = os.fsync, 0
 
     def full_after_three(descriptor: int) -> None:
@@ -359,7 +389,8 @@ def test_a_full_disk_leaves_a_folder_that_can_be_continued(clips: Path, tmp_path
     monkeypatch.undo()
     encoders = PoolingEncoders()
     run(clips, tmp_path / "data", encoders)
-    assert encoders.videos == 1 and len(rows(tmp_path / "data")) == 3
+    assert encoders.videos == 1
+    assert len(rows(tmp_path / "data")) == 3
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -391,7 +422,9 @@ def command(*arguments: str) -> int:
 
 def test_the_command_overrides_parts_of_the_plan(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
-    assert command(str(clips), "--out", str(out), "--num-frames", "3", "--width", "48", "--fps", "8", "--rows-per-file", "1") == 0
+    assert (
+        command(str(clips), "--out", str(out), "--num-frames", "3", "--width", "48", "--fps", "8", "--rows-per-file", "1") == 0
+    )
     settings = json.loads((out / "fvd-data.json").read_text())["settings"]
     assert {key: settings[key] for key in ("fps", "num_frames", "height", "width")} == {
         "fps": 8.0,

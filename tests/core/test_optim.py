@@ -31,7 +31,10 @@ def multipliers(total_steps: int, **settings) -> list[float]:
         ({"lr_scheduler": "polynomial"}, [1, 0.75, 0.5, 0.25, 0]),
         ({"lr_scheduler": "polynomial", "lr_power": 2.0}, [1, 0.5625, 0.25, 0.0625, 0]),
         ({"lr_scheduler": "linear", "min_lr_ratio": 0.2}, [1, 0.8, 0.6, 0.4, 0.2]),
-        ({"lr_scheduler": "cosine", "min_lr_ratio": 0.5}, [1, 0.75 + 0.5 * math.sqrt(0.125), 0.75, 0.75 - 0.5 * math.sqrt(0.125), 0.5]),
+        (
+            {"lr_scheduler": "cosine", "min_lr_ratio": 0.5},
+            [1, 0.75 + 0.5 * math.sqrt(0.125), 0.75, 0.75 - 0.5 * math.sqrt(0.125), 0.5],
+        ),
     ],
 )
 def test_decay(settings, want):

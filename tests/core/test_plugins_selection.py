@@ -80,7 +80,8 @@ def test_a_misspelt_name_is_an_error_that_names_the_place(states, options, place
 def test_all_misspelt_names_are_reported_at_once(states):
     with pytest.raises(PluginError) as caught:
         states(disable=["qq"], environment={"FVD_PLUGINS": "zz"})
-    assert "'qq'" in caught.value.message and "'zz'" in caught.value.message
+    assert "'qq'" in caught.value.message
+    assert "'zz'" in caught.value.message
 
 
 @pytest.mark.parametrize("name", ["core", "fvd_core"])

@@ -85,7 +85,8 @@ def test_draws_have_the_moments_of_their_laws():
     uniform, normal, field = rng.rand(), rng.randn(), rng.randn_like(torch.zeros(2000, 3))
     assert (uniform.shape, normal.shape, field.shape) == ((2000,), (2000,), (2000, 3))
     assert uniform.dtype == normal.dtype == field.dtype == torch.float32
-    assert 0 <= uniform.min() and uniform.max() < 1
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
     assert uniform.mean().item() == pytest.approx(0.5, abs=0.03)
     for tensor in (normal, field):
         assert tensor.mean().item() == pytest.approx(0, abs=0.1)

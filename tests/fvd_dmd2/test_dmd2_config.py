@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from fvd_dmd2 import plugin
-from fvd_dmd2.config import DMD2Config
 from pydantic import ValidationError
 
 import fvd
 from fvd.config.check import CheckContext
+from fvd_dmd2 import plugin
+from fvd_dmd2.config import DMD2Config
 
 STEPS = [1000, 750, 500, 250]
 
@@ -89,7 +89,9 @@ def test_written_forms_that_mean_the_same():
     assert config.trained_steps == (1000, 750, 500.5)
     assert config.critic_betas == (0.0, 0.999)
     assert config.cfg_uncond.text == "negative_prompt"
-    assert DMD2Config(dmd_denoising_steps=STEPS, cfg_uncond={"image": "zero", "on_missing": "ignore"}).cfg_uncond.image == "zero"
+    assert (
+        DMD2Config(dmd_denoising_steps=STEPS, cfg_uncond={"image": "zero", "on_missing": "ignore"}).cfg_uncond.image == "zero"
+    )
     assert DMD2Config.model_validate(config.model_dump(mode="json")) == config
 
 
@@ -104,10 +106,13 @@ def test_old_keys_lead_to_keys_that_exist():
 def test_roles_and_needs():
     roles = spec().roles
     assert {name: role.trainable for name, role in roles.items()} == {"student": True, "teacher": False, "critic": True}
-    assert "predict" in roles["critic"].needs and "training_target" in spec().needs
+    assert "predict" in roles["critic"].needs
+    assert "training_target" in spec().needs
 
 
-def findings(flow_shift: float = 8.0, *, attn_kinds=("dense",), method: fvd.MethodSpec | None = None, **settings) -> list[fvd.Problem]:
+def findings(
+    flow_shift: float = 8.0, *, attn_kinds=("dense",), method: fvd.MethodSpec | None = None, **settings
+) -> list[fvd.Problem]:
     run = fvd.RunConfig(
         recipe={"family": "toy", "method": "dmd2"},
         roles={name: {"path": "unused"} for name in ("student", "teacher", "critic")},
@@ -135,15 +140,19 @@ def test_check_prints_the_effective_guidance(settings, said):
 
 
 def test_check_mentions_a_trailing_zero():
-    assert any("trailing 0" in found.message and "4 steps" in found.message for found in findings(dmd_denoising_steps=[*STEPS, 0]))
+    assert any(
+        "trailing 0" in found.message and "4 steps" in found.message for found in findings(dmd_denoising_steps=[*STEPS, 0])
+    )
 
 
 def test_check_warns_of_settings_without_effect():
     [_, warning] = findings(attn_kind="vsa")
-    assert warning.severity == "warning" and "no effect yet with family 'toy'" in warning.message
+    assert warning.severity == "warning"
+    assert "no effect yet with family 'toy'" in warning.message
     assert len(findings(attn_kind="vsa", attn_kinds=("dense", "vsa"))) == 1
     [_, warning] = findings(cfg_uncond={"text": "keep"})
-    assert warning.severity == "warning" and "not guided" in warning.message
+    assert warning.severity == "warning"
+    assert "not guided" in warning.message
 
 
 def test_check_is_silent_about_other_methods():

@@ -1,17 +1,17 @@
 """A distillation problem with a known answer: Gaussian data N(mu, s^2), for which the optimal score is a formula.
 
-The student's samples are m + s z. Where m = mu and the critic is optimal, the gradient is zero; elsewhere DMD2 must bring m to mu.
+The student's samples are m + s z. Where m = mu and the critic is optimal, the gradient is zero; elsewhere DMD2 brings m to mu.
 """
 
 from __future__ import annotations
 
 import torch
-from fvd_dmd2.config import DMD2Config
-from fvd_dmd2.method import DMD2Method
 from torch import Tensor, nn
 
 from fvd import RoleHandle, RoleManager
 from fvd.testing.toy import ToyAdapter, toy_raw_batch, toy_run, train_step
+from fvd_dmd2.config import DMD2Config
+from fvd_dmd2.method import DMD2Method
 
 STD = 0.5
 TARGET_MEAN = 2.0

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from fvd_dmd2.losses import (
     NORMALIZER_FLOOR,
     distribution_matching_loss,

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
-from fvd_dmd2.config import DMD2Config
-from fvd_dmd2.ladder import student_timesteps
-from fvd_dmd2.method import DMD2Method
 from torch import Tensor
 
 import fvd
 from fvd.testing.toy import ToyAdapter, toy_random, toy_raw_batch, toy_roles, toy_run, train_step
+from fvd_dmd2.config import DMD2Config
+from fvd_dmd2.ladder import student_timesteps
+from fvd_dmd2.method import DMD2Method
 
 LADDER = (1000, 750, 500, 250)
 ROLES = {"student": True, "teacher": False, "critic": True}
@@ -95,9 +95,7 @@ def test_optimizers_follow_the_run_file():
     assert specs["student"] == fvd.OptimizerSpec(
         learning_rate=2e-6, betas=(0.0, 0.999), weight_decay=0.1, lr_scheduler="cosine"
     )
-    method = build(
-        training=training, critic_learning_rate=0.0, critic_betas="0.5,0.9", critic_lr_scheduler="constant"
-    )
+    method = build(training=training, critic_learning_rate=0.0, critic_betas="0.5,0.9", critic_lr_scheduler="constant")
     critic = method.optimizer_specs()["critic"]
     assert (critic.learning_rate, critic.betas, critic.lr_scheduler, critic.weight_decay) == (0.0, (0.5, 0.9), "constant", 0.1)
     assert method.roles["critic"].optimizers["main"].param_groups[0]["betas"] == (0.5, 0.9)
@@ -263,7 +261,8 @@ def test_score_timesteps_have_no_atom(shift, low, high):
     count = 4000
     method = build(flow_shift=shift, min_timestep_ratio=low, max_timestep_ratio=high)
     t = method.sample_score_timestep(toy_random(1, count)).double().sort().values
-    assert low * 1000 <= t[0] and t[-1] <= high * 1000
+    assert low * 1000 <= t[0]
+    assert t[-1] <= high * 1000
 
     def unshifted_cdf(sigma: Tensor | float) -> Tensor | float:  # P(shift(U) <= sigma), U uniform on [0, 1]
         return sigma / (shift + (1 - shift) * sigma)
@@ -276,7 +275,8 @@ def test_score_timesteps_have_no_atom(shift, low, high):
 
 
 @pytest.mark.parametrize(
-    ("shift", "warped"), [(1, LADDER), (3, (1000, 900, 750, 500)), (5, (1000, 937.5, 833.33, 625)), (8, (1000, 960, 888.89, 727.27))]
+    ("shift", "warped"),
+    [(1, LADDER), (3, (1000, 900, 750, 500)), (5, (1000, 937.5, 833.33, 625)), (8, (1000, 960, 888.89, 727.27))],
 )
 @pytest.mark.parametrize("ending", [(), (0,)])
 def test_warped_ladder(shift, warped, ending):
@@ -340,5 +340,6 @@ def test_equal_teacher_and_critic_give_no_gradient():
     network(method, "critic").load_state_dict(network(method, "teacher").state_dict())
     logged = train_step(method, toy_raw_batch(3), 1)
     assert logged["student_loss"] < 1e-12  # equal weights; kernels may round differently (exact: test_dmd2_gaussian)
-    assert logged["dmd/gradient_norm"] < 1e-6 and logged["dmd/score_gap"] < 1e-6
+    assert logged["dmd/gradient_norm"] < 1e-6
+    assert logged["dmd/score_gap"] < 1e-6
     assert logged["dmd/normalizer"] > 0.1

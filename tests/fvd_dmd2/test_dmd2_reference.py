@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from fvd_dmd2.config import DMD2Config
-from fvd_dmd2.method import DMD2Method
 
 from fvd import RawBatch, RoleManager, StepRandom
 from fvd.testing.toy import NEGATIVE_PROMPT, ToyAdapter, toy_random, toy_raw_batch, toy_roles, toy_run
+from fvd_dmd2.config import DMD2Config
+from fvd_dmd2.method import DMD2Method
 
 LADDER = (1000.0, 750.0, 500.0, 250.0)
 SHIFT = 5.0
@@ -33,7 +33,9 @@ class Expected:
 class Reference:
     """The formulas of arXiv:2405.14867 with the flow-matching parametrisation, float64."""
 
-    def __init__(self, roles: RoleManager, raw: RawBatch, *, scale: float, warp: bool, uncond: str, shift: float = SHIFT) -> None:
+    def __init__(
+        self, roles: RoleManager, raw: RawBatch, *, scale: float, warp: bool, uncond: str, shift: float = SHIFT
+    ) -> None:
         self.nets = {handle.name: copy.deepcopy(handle.modules["transformer"]).double() for handle in roles}
         self.data = raw.tensors["vae_latent"].double()
         self.text = raw.tensors["text_embedding"].double()

@@ -52,7 +52,7 @@ Build = Callable[..., SimpleNamespace]
 
 @pytest.fixture(scope="session")
 def build(tiny_path: Path) -> Build:
-    """``build(path=…, trainable=…, roles={name: path}, **context, config={…})`` -> family, roles, handle (the first), adapter."""
+    """``build(path=…, trainable=…, roles={name: path}, **context, config={…})`` -> family, roles, handle, adapter."""
 
     def make(
         path: Path = tiny_path,

@@ -32,7 +32,8 @@ def test_prediction_identities(shared, cond):
         x0 = adapter.predict_x0(shared.handle, x_t, t, cond)
         noise = adapter.predict_noise(shared.handle, x_t, t, cond)
 
-    assert velocity.dtype == x0.dtype == noise.dtype == torch.float32 and velocity.abs().mean() > 0.01
+    assert velocity.dtype == x0.dtype == noise.dtype == torch.float32
+    assert velocity.abs().mean() > 0.01
     torch.testing.assert_close(noise - x0, velocity, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(adapter.add_noise(x0, noise, t), x_t, atol=1e-5, rtol=1e-5)
     sigma = (t.double() / 1000).view(2, 1, 1, 1, 1)
@@ -74,7 +75,8 @@ def test_gradients_reach_every_trainable_weight_and_no_frozen_one(build, cond):
     built = build(trainable=True)
     built.adapter.predict(built.handle, draw(2, 16, 3, 8, 8), torch.tensor([900.0, 300.0]), cond).square().mean().backward()
     without = [name for name, p in built.handle.modules["transformer"].named_parameters() if p.grad is None]
-    assert without == [] and all(p.dtype == torch.float32 for p in built.handle.trainable_parameters())
+    assert without == []
+    assert all(p.dtype == torch.float32 for p in built.handle.trainable_parameters())
 
     frozen = build(trainable=False)
     assert frozen.handle.trainable_parameters() == []
@@ -113,7 +115,8 @@ def test_latents_are_normalised_with_the_statistics_of_the_vae(adapter, pipeline
 
 def test_zero_latents_take_their_shape_from_the_data(adapter, raw_batch):
     batch = adapter.prepare_batch(raw_batch, latents_source="zeros")
-    assert torch.equal(batch.latents, torch.zeros(2, 16, 3, 8, 8)) and batch.info == raw_batch.info
+    assert torch.equal(batch.latents, torch.zeros(2, 16, 3, 8, 8))
+    assert batch.info == raw_batch.info
 
 
 def test_zero_latents_of_text_only_data(build, raw_batch):
@@ -124,7 +127,7 @@ def test_zero_latents_of_text_only_data(build, raw_batch):
         for frames in (None, 5)
     ]
     assert sizes == [(2, 16, 21, 60, 104), (2, 16, 5, 60, 104)]
-    with pytest.raises(FvdError, match="num_height, training.num_width and training.num_frames"):
+    with pytest.raises(FvdError, match=r"num_height, training.num_width and training.num_frames"):
         build().adapter.prepare_batch(raw_batch, latents_source="zeros")
     with pytest.raises(FvdError, match="no vae_latent"):
         build().adapter.prepare_batch(raw_batch, latents_source="data")
@@ -216,8 +219,10 @@ def test_release_frees_vae_and_text_encoder(build):
 def test_schedulers_are_fresh_and_carry_the_flow_shift(build):
     adapter = build(config={"flow_shift": 5.0}).adapter
     unipc, euler = adapter.scheduler("ode"), adapter.scheduler("sde")
-    assert type(unipc).__name__ == "UniPCMultistepScheduler" and unipc.config.flow_shift == 5.0
-    assert type(euler).__name__ == "FlowMatchEulerDiscreteScheduler" and euler.shift == 5.0
+    assert type(unipc).__name__ == "UniPCMultistepScheduler"
+    assert unipc.config.flow_shift == 5.0
+    assert type(euler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    assert euler.shift == 5.0
     assert adapter.scheduler("ode") is not unipc
     assert type(build(config={"ode_solver": "euler"}).adapter.scheduler("ode")).__name__ == "FlowMatchEulerDiscreteScheduler"
     with pytest.raises(FvdError, match="'sdde'"):

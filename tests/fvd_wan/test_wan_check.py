@@ -56,7 +56,8 @@ def test_paths_that_are_not_there(path, severity, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()  # so that models/wan-tiny is a local path with a slip in it
     (problem,) = check({"student": path})
-    assert (problem.severity, problem.key) == (severity, "roles.student.path") and words in problem.message
+    assert (problem.severity, problem.key) == (severity, "roles.student.path")
+    assert words in problem.message
 
 
 def test_all_problems_at_once(tiny_copy, tmp_path):
@@ -71,9 +72,11 @@ def test_all_problems_at_once(tiny_copy, tmp_path):
         num_frames=80,
     )
     by_key = {problem.key: problem for problem in found}
-    assert len(found) == len(by_key) == 5 and {problem.severity for problem in found} == {"error"}
+    assert len(found) == len(by_key) == 5
+    assert {problem.severity for problem in found} == {"error"}
     assert "image-to-video" in by_key["roles.teacher.path"].message
-    assert "4096" in by_key["roles.critic.path"].message and "and 32" in by_key["roles.critic.path"].message
+    assert "4096" in by_key["roles.critic.path"].message
+    assert "and 32" in by_key["roles.critic.path"].message
     assert "not a model in diffusers format" in by_key["roles.extra.path"].message
     assert by_key["training.num_height"].cure == "Use 48 or 64."
     assert by_key["training.num_frames"].cure == "Use 77 or 81."
@@ -81,7 +84,8 @@ def test_all_problems_at_once(tiny_copy, tmp_path):
 
 def test_a_model_without_a_vae_names_components_path(tiny_path):
     (problem,) = check({"student": tiny_path / "transformer"})
-    assert "has no vae" in problem.message and "components_path" in problem.cure
+    assert "has no vae" in problem.message
+    assert "components_path" in problem.cure
     (problem,) = check({"student": tiny_path}, pipeline={"components_path": "./nowhere"})
     assert problem.key == "pipeline_config.components_path"
 
@@ -90,7 +94,8 @@ def test_two_experts_need_a_boundary(tiny_copy):
     shutil.copytree(tiny_copy / "transformer", tiny_copy / "transformer_2")
     edit_json(tiny_copy / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])
     (problem,) = check({"student": tiny_copy})
-    assert "two transformers" in problem.message and "boundary_ratio" in problem.cure
+    assert "two transformers" in problem.message
+    assert "boundary_ratio" in problem.cure
     assert check({"student": tiny_copy}, pipeline={"boundary_ratio": 0.875}) == []
 
 
@@ -108,7 +113,8 @@ def test_other_families_are_not_checked(tmp_path):
 
 
 def test_config_refuses_what_it_does_not_know():
-    assert WanConfig().flow_shift == 3.0 and WanConfig().negative_prompt == WAN_NEGATIVE_PROMPT
+    assert WanConfig().flow_shift == 3.0
+    assert WanConfig().negative_prompt == WAN_NEGATIVE_PROMPT
     for wrong in (
         {"ode_solver": "heun"},
         {"flow_shift": 0},

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import fvd
 from fvd.errors import FvdError, ModelError
 from fvd_wan.adapter import WanConditioning
+from fvd_wan.family import WanFamily
 from fvd_wan.tiny import make_tiny_transformer
 
 
@@ -45,16 +46,16 @@ def test_a_bare_transformer_folder_is_a_role(build, shared, tiny_path):
 def test_trainable_is_what_the_role_says(build):
     for trainable in (True, False):
         handle = build(trainable=trainable).handle
-        assert handle.trainable is trainable and {p.requires_grad for p in handle.modules["transformer"].parameters()} == {
-            trainable
-        }
+        assert handle.trainable is trainable
+        assert {p.requires_grad for p in handle.modules["transformer"].parameters()} == {trainable}
         assert not handle.modules["transformer"].training
 
 
 def test_shard_units_are_the_blocks(shared):
     blocks = list(shared.handle.modules["transformer"].blocks)
     units = shared.family.shard_units(shared.handle)
-    assert len(units) == len(blocks) == 2 and all(unit is block for unit, block in zip(units, blocks, strict=True))
+    assert len(units) == len(blocks) == 2
+    assert all(unit is block for unit, block in zip(units, blocks, strict=True))
 
 
 def test_data_spec(shared):
@@ -89,7 +90,7 @@ def test_run_file_overrides_the_boundary_and_a_missing_one_is_refused(build, tin
     assert build(tiny_copy).adapter.boundary_ratio == 0.875
     assert build(tiny_copy, config={"boundary_ratio": 0.5}).adapter.boundary_ratio == 0.5
     edit_json(tiny_copy / "model_index.json", boundary_ratio=None)
-    with pytest.raises(ModelError, match="two transformers.*\n.*boundary_ratio"):
+    with pytest.raises(ModelError, match=r"two transformers.*\n.*boundary_ratio"):
         build(tiny_copy)
 
 
@@ -243,8 +244,10 @@ def test_export_reloads_in_diffusers_with_equal_weights(build, tmp_path, tiny_pa
 
     trained = built.handle.modules["transformer"].state_dict()
     reloaded = pipe.transformer.state_dict()
-    assert trained.keys() == reloaded.keys() and all(torch.equal(trained[name], reloaded[name]) for name in trained)
-    assert pipe.transformer.dtype == torch.float32 and pipe.transformer_2 is None
+    assert trained.keys() == reloaded.keys()
+    assert all(torch.equal(trained[name], reloaded[name]) for name in trained)
+    assert pipe.transformer.dtype == torch.float32
+    assert pipe.transformer_2 is None
     assert pipe.scheduler.config.flow_shift == 7.0
     for part in (
         "vae/diffusion_pytorch_model.safetensors",
@@ -260,7 +263,8 @@ def test_export_reloads_in_diffusers_with_equal_weights(build, tmp_path, tiny_pa
 def test_export_of_two_experts(build, tiny_copy, tmp_path):
     save_second_expert(tiny_copy)
     pipe = WanPipeline.from_pretrained(export(build(tiny_copy), tmp_path / "exported"))
-    assert isinstance(pipe.transformer_2, WanTransformer3DModel) and pipe.config.boundary_ratio == 0.875
+    assert isinstance(pipe.transformer_2, WanTransformer3DModel)
+    assert pipe.config.boundary_ratio == 0.875
     assert not torch.equal(pipe.transformer.proj_out.weight, pipe.transformer_2.proj_out.weight)
 
 
@@ -268,7 +272,8 @@ def test_export_of_one_expert_with_the_parts_of_two(build, tiny_copy, tiny_path,
     save_second_expert(tiny_copy)
     built = build(tiny_copy, roles={"student": tiny_path})
     pipe = WanPipeline.from_pretrained(export(built, tmp_path / "exported"))
-    assert pipe.transformer_2 is None and pipe.config.boundary_ratio is None
+    assert pipe.transformer_2 is None
+    assert pipe.config.boundary_ratio is None
 
 
 def test_export_sets_the_shift_of_an_euler_scheduler(build, tiny_copy, tmp_path):
@@ -280,13 +285,11 @@ def test_export_sets_the_shift_of_an_euler_scheduler(build, tiny_copy, tmp_path)
 
 
 def test_unknown_export_format_lists_the_known(shared, tmp_path):
-    with pytest.raises(FvdError, match="'gguf'.*\n.*diffusers"):
+    with pytest.raises(FvdError, match=r"'gguf'.*\n.*diffusers"):
         shared.family.export(shared.handle, tmp_path, "gguf")
 
 
 def test_a_family_needs_its_own_config(tiny_path):
     context = fvd.FamilyContext(config=fvd.PipelineConfig(), components_path=str(tiny_path), device=torch.device("cpu"))
     with pytest.raises(TypeError, match="WanConfig"):
-        from fvd_wan.family import WanFamily
-
         WanFamily(context)

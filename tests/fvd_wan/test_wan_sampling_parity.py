@@ -71,8 +71,11 @@ def test_decoded_video_equals_diffusers(pipeline, adapter):
 
     video = adapter.decode(latents)
 
-    assert video.shape == (2, 3, 9, 64, 64) and video.dtype == torch.float32
-    assert video.min() >= 0 and video.max() <= 1 and video.std() > 0.05
+    assert video.shape == (2, 3, 9, 64, 64)
+    assert video.dtype == torch.float32
+    assert video.min() >= 0
+    assert video.max() <= 1
+    assert video.std() > 0.05
     torch.testing.assert_close(video, expected, atol=1e-5, rtol=0)
 
 

@@ -49,7 +49,8 @@ def test_existing_folders_are_respected(tiny_copy, tmp_path):
         make_tiny_wan(tiny_copy)
     assert (tiny_copy / "mine.txt").exists()
     make_tiny_wan(tiny_copy, overwrite=True)
-    assert not (tiny_copy / "mine.txt").exists() and (tiny_copy / "model_index.json").exists()
+    assert not (tiny_copy / "mine.txt").exists()
+    assert (tiny_copy / "model_index.json").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("text")
     with pytest.raises(ModelError, match="not a model folder"):
@@ -57,6 +58,19 @@ def test_existing_folders_are_respected(tiny_copy, tmp_path):
     with pytest.raises(ModelError, match="is a file"):
         make_tiny_wan(tmp_path / "thesis" / "chapter1.tex", overwrite=True)
     assert content(tmp_path / "thesis") == {"chapter1.tex": b"text"}
+
+
+def test_a_failure_leaves_what_was_there(tiny_copy, monkeypatch):
+    before = content(tiny_copy)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fvd_wan.tiny.save_tiny_tokenizer", full)
+    with pytest.raises(ModelError, match="No space left"):
+        make_tiny_wan(tiny_copy, seed=5, overwrite=True)
+    assert content(tiny_copy) == before
+    assert [path.name for path in tiny_copy.parent.iterdir()] == [tiny_copy.name]
 
 
 def test_command(tmp_path, capsys, tiny_path):
@@ -72,16 +86,21 @@ def test_command(tmp_path, capsys, tiny_path):
 def test_tokenizer_takes_any_text_and_gives_it_back(tiny_path, text):
     tokenizer = AutoTokenizer.from_pretrained(tiny_path / "tokenizer")
     ids = tokenizer(text).input_ids
-    assert ids[-1] == tokenizer.eos_token_id == 1 and tokenizer.pad_token_id == 0 and 2 not in ids
-    assert max(ids) < 512 and tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert ids[-1] == tokenizer.eos_token_id == 1
+    assert tokenizer.pad_token_id == 0
+    assert 2 not in ids
+    assert max(ids) < 512
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
 def test_latents_and_frames_have_the_size_of_a_trained_model(shared):
     latents = shared.adapter.components.normalise(shared.family.build_encoders().encode_video(moving_clips()))
-    assert 0.4 < latents.std() < 2 and latents.mean().abs() < 0.7
+    assert 0.4 < latents.std() < 2
+    assert latents.mean().abs() < 0.7
     assert (latents[0] - latents[1]).std() > 0.1  # different clips, different latents
     video = shared.adapter.decode(torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-    assert 0.05 < video.std() < 0.4 and 0.3 < video.mean() < 0.7
+    assert 0.05 < video.std() < 0.4
+    assert 0.3 < video.mean() < 0.7
     assert ((video == 0) | (video == 1)).float().mean() < 0.2
     assert video.std(dim=2).mean() > 0.01  # it moves
 
@@ -119,7 +138,8 @@ def test_encode_video_is_the_mean_of_the_vae(shared, pipeline):
     with torch.no_grad():
         expected = pipeline.vae.encode(video * 2 - 1).latent_dist.mean
     latents = shared.family.build_encoders().encode_video(video)
-    assert latents.shape == (2, 16, 3, 8, 8) and latents.dtype == torch.float32
+    assert latents.shape == (2, 16, 3, 8, 8)
+    assert latents.dtype == torch.float32
     torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -127,7 +147,8 @@ def test_encode_text_is_unpadded_and_does_not_depend_on_its_batch(shared):
     encoders = shared.family.build_encoders()
     captions = ["a cat", "a red ball rolling left", ""]
     together = encoders.encode_text(captions)
-    assert [tensor.shape[1] for tensor in together] == [32] * 3 and together[2].shape == (1, 32)
+    assert [tensor.shape[1] for tensor in together] == [32] * 3
+    assert together[2].shape == (1, 32)
     assert len(together[1]) > len(together[0]) > 1
     for caption, embedding in zip(captions, together, strict=True):
         assert torch.equal(encoders.encode_text([caption])[0], embedding)
@@ -140,7 +161,9 @@ def test_default_plan(shared, build, tiny_copy):
     assert (plan.fps, plan.geometry) == (16.0, fvd.VideoGeometry(num_frames=9, height=64, width=64))
     (tiny_copy / "fvd.json").unlink()
     plan = build(tiny_copy).family.build_encoders().default_plan
-    assert plan == WAN_PLAN and plan.geometry == fvd.VideoGeometry(num_frames=81, height=480, width=832) and plan.fps == 16
+    assert plan == WAN_PLAN
+    assert plan.geometry == fvd.VideoGeometry(num_frames=81, height=480, width=832)
+    assert plan.fps == 16
     (tiny_copy / "fvd.json").write_text(json.dumps({"fps": 16}))
     with pytest.raises(ModelError, match="num_frames"):
         _ = build(tiny_copy).family.build_encoders().default_plan
@@ -166,5 +189,5 @@ def test_digest_follows_what_the_encodings_depend_on(build, tiny_copy, shared):
 def test_geometry_check(shared):
     encoders = shared.family.build_encoders()
     encoders.check_geometry(fvd.VideoGeometry(num_frames=81, height=480, width=832))
-    with pytest.raises(FvdError, match="frames 80.*\n.*4k"):
+    with pytest.raises(FvdError, match=r"frames 80.*\n.*4k"):
         encoders.check_geometry(fvd.VideoGeometry(num_frames=80, height=480, width=832))

@@ -170,7 +170,8 @@ class TrackerSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetKindSpec(Spec):
-    """A format of prepared data. ``target`` is a function ``(paths, spec) -> fvd.data.ChunkedDataset``."""
+    """A format of prepared data. ``target`` is a function ``(sources, spec, *, needs_latents)`` that returns a
+    `fvd.data.dataset.ChunkedDataset`; sources are (folder, repeats)."""
 
     kind: ClassVar[str] = "dataset_kind"
 

@@ -113,7 +113,7 @@ def _undecodable(error: DataError) -> str:
 
 def _file_digest(path: Path | None) -> str:
     assert path is not None
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 

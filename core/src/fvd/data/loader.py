@@ -87,7 +87,7 @@ class Loader:
         """Continue there: the next iterator yields what an uninterrupted one would have yielded next."""
         if not 0 <= state["position"] < self.samples_per_epoch:
             raise DataError(
-                f"the checkpoint is at sample {state['position']} of an epoch, but the data has {self.samples_per_epoch} samples",
+                f"the checkpoint is at sample {state['position']} of an epoch, but the data has only {self.samples_per_epoch}",
                 cure="The data has changed since the checkpoint was written. Restore it, or start a new run.",
             )
         self._epoch, self._position = state["epoch"], state["position"]

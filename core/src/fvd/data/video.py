@@ -60,7 +60,7 @@ def probe(path: Path) -> VideoProbe:
         duration = (max(ends) - min(starts)) * _time_base(stream)
         _check_complete(stream, duration)
         container.seek(0)
-        first = next(_decoded(container, stream))
+        first = next(container.decode(stream))
         width, height = _shown_size(first, stream)
     return VideoProbe(len(starts), len(starts) / float(duration), width, height, duration)
 
@@ -78,7 +78,7 @@ def read_clip(path: Path, plan: ClipPlan) -> Tensor:
     with _opened(path) as (container, stream):
         origin = shown = end = Fraction(0)
         held: VideoFrame | None = None
-        for frame in _decoded(container, stream):
+        for frame in container.decode(stream):
             shown = _timestamp(frame) * _time_base(stream)
             end = shown + (frame.duration or _ticks_per_frame(stream)) * _time_base(stream)
             if held is None:
@@ -128,16 +128,9 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, av.error.InvalidDataError):
+    if isinstance(error, (av.error.InvalidDataError, av.error.EOFError)):
         return "truncated, or not a video"
     return error.strerror if isinstance(error, (av.error.FFmpegError, OSError)) and error.strerror else str(error)
-
-
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise DataError("a frame is damaged (truncated file?)")
-        yield frame
 
 
 def _time_base(stream: VideoStream) -> Fraction:

@@ -111,7 +111,6 @@ def register_plugin(manager: HookManager, candidate: Candidate, module: ModuleTy
     try:
         manager.register(module, name=f"{candidate.distribution}:{candidate.name}")
     except Exception as error:  # pluggy's own validation; what it raises differs between versions
-        manager.unregister(module)
         reason = f"its hooks cannot be registered: {describe(error)}"
         raise Unusable("broken", "P04", reason, f"Report it to the authors of {candidate.distribution}.") from error
 

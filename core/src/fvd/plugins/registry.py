@@ -99,7 +99,6 @@ def load_plugins(*, disable: Collection[str] = (), only: Collection[str] | None 
 def _load_plugin(
     manager: HookManager, candidate: Candidate, enabled: Collection[Candidate], disabled: dict[Candidate, str]
 ) -> LoadedPlugin:
-    module: ModuleType | None = None
     heavy: tuple[str, ...] = ()
     try:
         if candidate in disabled:
@@ -111,8 +110,6 @@ def _load_plugin(
         register_plugin(manager, candidate, module)
         specs = collect_specs(manager, candidate, module)
     except Unusable as unusable:
-        if module is not None and manager.is_registered(module):
-            manager.unregister(module)
         return LoadedPlugin(_record(candidate, unusable, (), heavy))
     return LoadedPlugin(_record(candidate, None, specs, heavy), module, specs)
 

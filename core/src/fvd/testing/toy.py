@@ -189,7 +189,8 @@ def train_step(method: Method, raw_batch: RawBatch, iteration: int) -> dict[str,
     rng = toy_random(iteration, raw_batch.batch_size, seed=method.run.training.seed)
     for loss in method.single_train_step(raw_batch, iteration, rng=rng):
         assert torch.is_grad_enabled(), f"loss {loss.name!r} was yielded inside torch.no_grad()"
-        assert loss.value.shape == () and loss.value.dtype == torch.float32, f"loss {loss.name!r} is not one float32 number"
+        is_one_number = loss.value.shape == () and loss.value.dtype == torch.float32
+        assert is_one_number, f"loss {loss.name!r} is not one float32 number"
         method.adapter.backward(loss.value, loss.ctx)
         logged |= {loss.name: float(loss.value.detach())} | {name: float(value) for name, value in loss.metrics.items()}
     for optimizer in method.get_optimizers(iteration):

@@ -74,7 +74,7 @@ def fvd_check_config(ctx: CheckContext) -> list[fvd.Problem]:
         findings.append(
             ctx.problem(
                 "method_config.dmd_denoising_steps",
-                f"the trailing 0 ends the ladder for sampling and is not trained on: {len(config.trained_steps)} steps",
+                f"the trailing 0 ends the ladder and is not trained on; the student has {len(config.trained_steps)} steps",
                 severity="note",
             )
         )

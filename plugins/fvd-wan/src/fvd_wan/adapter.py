@@ -83,7 +83,7 @@ class WanAdapter(fvd.FlowMatchingAdapter):
         if self._empty_prompt is None:
             raise FvdError(
                 "a sample lost its prompt, but the empty prompt's embedding was not prepared",
-                cure="A data loader drops prompts only with `training.training_cfg_rate` above 0, and then on_train_start prepares it.",
+                cure="Set `training.training_cfg_rate` above 0 where prompts are dropped; on_train_start then prepares it.",
             )
         return WanConditioning(torch.where(raw_batch.dropped.to(self.device)[:, None, None], self._empty_prompt, embeds))
 
@@ -92,7 +92,8 @@ class WanAdapter(fvd.FlowMatchingAdapter):
         channels = self.components.description.vae.z_dim
         if latents.ndim != 5 or latents.shape[1] != channels or latents.shape[3] % PATCH or latents.shape[4] % PATCH:
             raise DataError(
-                f"vae_latent has shape {list(latents.shape[1:])} a sample; this model needs [{channels}, T, H, W] with H and W even",
+                f"vae_latent has shape {list(latents.shape[1:])} a sample; this model needs [{channels}, T, H, W] "
+                "with H and W even",
                 cure="Prepare the data with the VAE of this model.",
             )
         return self.components.normalise(latents.to(self.device))

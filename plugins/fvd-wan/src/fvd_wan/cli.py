@@ -11,7 +11,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tiny = commands.add_parser(
         "tiny",
         help="write a tiny random Wan 2.1 text-to-video model",
-        description="Write a random Wan 2.1 text-to-video pipeline in diffusers format, small enough for a CPU: for demos and tests.",
+        description="Write a random Wan 2.1 text-to-video pipeline in diffusers format, small enough for a CPU.",
     )
     tiny.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     tiny.add_argument("--seed", type=int, default=0, help="equal seeds give equal models (default 0)")

@@ -1,4 +1,4 @@
-"""What all roles share and training mostly does not need: VAE, text encoder, tokenizer. Loaded on first use, freed on demand."""
+"""What all roles share and training mostly does not need: VAE, text encoder, tokenizer. Loaded on first use."""
 
 from __future__ import annotations
 

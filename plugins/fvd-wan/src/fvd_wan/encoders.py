@@ -47,8 +47,9 @@ class WanEncoders(fvd.Encoders):
 
     @property
     def digest(self) -> str:
-        """Configurations, weights and tokenizer, with the number of text tokens. Files above 64 MiB count by their first bytes
-        (a safetensors header), size, and samples from all over: reading 22 GB would take longer than encoding a small data set."""
+        """Configurations, weights and tokenizer, with the number of text tokens. Files above 64 MiB count by their
+        first bytes (a safetensors header), size, and samples from all over: reading 22 GB would take longer than encoding
+        a small data set."""
         if self._digest is None:
             folder = self.components.description.path
             self._digest = _digest(

@@ -94,8 +94,8 @@ class WanFamily(fvd.Family):
             found = (transformer.config.in_channels, transformer.config.text_dim)
             if found != (description.vae.z_dim, description.text_dim):
                 raise ModelError(
-                    f"role {handle.name!r}: its {part} has {found[0]} latent channels and text of width {found[1]}, but the VAE and "
-                    f"text encoder in {description.path} have {description.vae.z_dim} and {description.text_dim}",
+                    f"role {handle.name!r}: its {part} has {found[0]} latent channels and text of width {found[1]}, but the "
+                    f"VAE and text encoder in {description.path} have {description.vae.z_dim} and {description.text_dim}",
                     cure="All roles of a run share one VAE and text encoder; choose models of one kind.",
                 )
 

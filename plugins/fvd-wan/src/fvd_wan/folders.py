@@ -119,8 +119,8 @@ def read_pipeline_index(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} is a {kind}, not a WanPipeline", cure=_DIFFUSERS_CURE)
     if index.get("expand_timesteps"):
         raise ModelError(
-            f"{folder} is a Wan 2.2 TI2V model, with one timestep a token and another VAE; this family makes text-to-video with "
-            "Wan 2.1's latents",
+            f"{folder} is a Wan 2.2 TI2V model, with one timestep a token and another VAE; this family makes "
+            "text-to-video with Wan 2.1's latents",
             cure=_DIFFUSERS_CURE,
         )
     return index

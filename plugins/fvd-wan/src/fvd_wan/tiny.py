@@ -7,7 +7,6 @@ works, a scheduler; the layout, classes and compression (8 × 8 pixels, 4 frames
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from diffusers import __version__ as diffusers_version
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -44,9 +44,16 @@ def make_tiny_wan(out: Path, *, seed: int = 0, overwrite: bool = False) -> None:
     """Write the tiny pipeline into ``out``; equal seeds give equal bytes.
 
     It is written beside ``out`` and moved there when whole. Raises ModelError when ``out`` exists and is not empty, unless
-    ``overwrite`` and it is a model folder.
+    ``overwrite`` and it is a model folder; and when it cannot be written.
     """
     _check_target(out, overwrite)
+    try:
+        _write_aside(out, seed)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot write {out}: {error}", cure="Free some space, or name another folder.") from error
+
+
+def _write_aside(out: Path, seed: int) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -61,13 +68,13 @@ def make_tiny_wan(out: Path, *, seed: int = 0, overwrite: bool = False) -> None:
 def _replace_folder(out: Path, new: Path, *, old: Path) -> None:
     """Put ``new`` in the place of ``out``; on failure ``out`` is what it was."""
     if not out.exists():
-        os.replace(new, out)
+        new.replace(out)
         return
-    os.replace(out, old)
+    out.replace(old)
     try:
-        os.replace(new, out)
+        new.replace(out)
     except OSError:
-        os.replace(old, out)
+        old.replace(out)
         raise
 
 
