@@ -35,6 +35,8 @@ def sample_latents(
     scheduler = model.adapter.scheduler(sampler_kind)
     if timesteps is None:
         scheduler.set_timesteps(steps, device=model.adapter.device)
+        # Solvers that round timesteps may have equal ones; without this they would look up their place by value.
+        scheduler.set_begin_index(0)
         chosen = scheduler.timesteps
     elif sampler_kind == "ode":
         raise FvdError(

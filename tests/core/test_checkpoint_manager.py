@@ -1,0 +1,139 @@
+"""Checkpoints of toy roles: round trips, keeping, refusals."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from fvd.checkpoint.manager import CheckpointManager, load_role_weights, read_checkpoint
+from fvd.checkpoint.resume import changed_keys
+from fvd.errors import CheckpointError
+from fvd.optim import OptimizerSpec
+from fvd.roles import RoleHandle, RoleManager
+from fvd.testing.toy import toy_roles
+
+CONFIG = {"training": {"seed": 0}}
+LOADER = {"epoch": 1, "position": 3}
+
+
+def trained_roles(steps: int = 3, seed: int = 0) -> RoleManager:
+    roles = toy_roles({"student": True, "critic": True, "teacher": False}, seed=seed)
+    for handle in roles.trainable:
+        optimizer = OptimizerSpec(learning_rate=1e-2, lr_scheduler="cosine").build_optimizer(handle.trainable_parameters())
+        handle.optimizers["main"] = optimizer
+        handle.lr_schedulers["main"] = OptimizerSpec(learning_rate=1e-2, lr_scheduler="cosine").build_lr_scheduler(optimizer, 10)
+    for _ in range(steps):
+        step(roles["critic"])
+    return roles
+
+
+def step(handle: RoleHandle) -> None:
+    for index, parameter in enumerate(handle.trainable_parameters()):
+        parameter.grad = torch.sin(parameter.detach() + index)
+    handle.optimizers["main"].step()
+    handle.lr_schedulers["main"].step()
+    handle.optimizers["main"].zero_grad()
+
+
+def state(roles: RoleManager) -> dict:
+    return copy.deepcopy(
+        {
+            handle.name: (handle.modules["transformer"].state_dict(), handle.optimizers["main"].state_dict())
+            for handle in roles.trainable
+        }
+    )
+
+
+def assert_equal_states(one: dict, other: dict) -> None:
+    for role in one:
+        (weights, optimizer), (weights_2, optimizer_2) = one[role], other[role]
+        assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+        assert optimizer["state"].keys() == optimizer_2["state"].keys()
+        for index, entries in optimizer["state"].items():
+            assert all(torch.equal(entries[key], optimizer_2["state"][index][key]) for key in entries)
+
+
+def test_round_trip_is_exact_also_for_an_optimizer_that_never_stepped(tmp_path):
+    """The student has not stepped yet. Its optimizer must have no state after loading: state with zeros at step 1 would
+    change the bias correction of its first step."""
+    roles = trained_roles()
+    manager = CheckpointManager(tmp_path)
+    before = state(roles)
+    path = manager.save(3, roles, loader_state=LOADER, config=CONFIG)
+    assert_equal_states(before, state(roles))  # saving changes nothing
+    others = trained_roles(steps=1, seed=5)
+    checkpoint = read_checkpoint(path)
+    manager.load(checkpoint, others)
+    assert_equal_states(before, state(others))
+    assert others["student"].optimizers["main"].state == {}
+    assert others["critic"].lr_schedulers["main"].last_epoch == 3
+    assert checkpoint.loader_state == LOADER
+    for handle in (roles["student"], others["student"], roles["critic"], others["critic"]):
+        step(handle)
+    assert_equal_states(state(roles), state(others))
+
+
+def test_one_role_alone(tmp_path):
+    roles = trained_roles()
+    checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, loader_state=LOADER, config=CONFIG))
+    other = toy_roles({"critic": False}, seed=9)["critic"]
+    load_role_weights(checkpoint, other)
+    expected = roles["critic"].modules["transformer"].state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.modules["transformer"].state_dict().items())
+    with pytest.raises(CheckpointError, match="no weights of role teacher"):
+        load_role_weights(checkpoint, toy_roles({"teacher": False})["teacher"])
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    roles = trained_roles()
+    manager = CheckpointManager(tmp_path, total_limit=2)
+    for number in (1, 2, 10, 3):
+        manager.save(number, roles, loader_state=LOADER, config=CONFIG)
+    assert manager.steps() == [3, 10]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
+    assert manager.latest().step == 10
+
+
+def test_what_a_killed_save_leaves_is_not_a_checkpoint(tmp_path):
+    roles = trained_roles()
+    manager = CheckpointManager(tmp_path)
+    (tmp_path / ".step-00000005.writing").mkdir()
+    assert manager.latest() is None
+    manager.save(5, roles, loader_state=LOADER, config=CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_models_of_another_size_are_refused(tmp_path):
+    roles = trained_roles()
+    checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, loader_state=LOADER, config=CONFIG))
+    other = toy_roles({"critic": False})["critic"]
+    other.modules["transformer"].out = torch.nn.Linear(16, 7)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_role_weights(checkpoint, other)
+
+
+def test_no_room(tmp_path, monkeypatch):
+    roles = trained_roles()
+    manager = CheckpointManager(tmp_path / "checkpoints")
+    manager.save(1, roles, loader_state=LOADER, config=CONFIG)
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("fvd.checkpoint.manager.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match="step 2 could not be written") as caught:
+        manager.save(2, roles, loader_state=LOADER, config=CONFIG)
+    assert "continues from step 1" in caught.value.cure
+    assert manager.steps() == [1]
+
+
+def test_not_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        CheckpointManager(tmp_path / "nothing").find(None)
+
+
+def test_what_may_change_between_resumes():
+    old = {"training": {"seed": 0, "max_train_steps": 5, "learning_rate": 1.0}, "method_config": {"a": None}, "plugins": {"only": None}}
+    new = {"training": {"seed": 0, "max_train_steps": 9, "learning_rate": 2.0}, "method_config": {"a": 0}, "plugins": {"only": ["x"]}}
+    assert changed_keys(old, new) == {"training.learning_rate": (1.0, 2.0), "method_config.a": (None, 0)}

@@ -1,0 +1,143 @@
+"""Denoising loops, by mathematics: on a Gaussian the exact velocity is known in closed form."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fvd import flow
+from fvd.errors import FvdError
+from fvd.samplers.guidance import GuidedModel
+from fvd.samplers.ode import sample_ode
+from fvd.samplers.sampling import sample_latents
+from fvd.samplers.sde import sample_sde
+
+MEAN, STD = 2.0, 0.3
+
+
+class GaussianModel:
+    """Data ~ N(MEAN, STD²): the posterior mean of x0 given x_t, and the velocity that follows from it."""
+
+    adapter = SimpleNamespace(device=torch.device("cpu"))
+
+    def predict_x0(self, x_t, t):
+        sigma = flow.expand_to(t / 1000, x_t)
+        variance = (1 - sigma) ** 2 * STD**2 + sigma**2
+        return MEAN + (1 - sigma) * STD**2 / variance * (x_t - (1 - sigma) * MEAN)
+
+    def predict(self, x_t, t):
+        sigma = flow.expand_to(t / 1000, x_t)
+        return (x_t - self.predict_x0(x_t, t)) / sigma
+
+    def add_noise(self, x0, noise, t):
+        return flow.add_noise(x0, noise, t / 1000)
+
+
+class EulerScheduler:
+    """First order in σ, on a uniform grid."""
+
+    def set_timesteps(self, steps, device=None):
+        self.sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        self.timesteps = self.sigmas[:-1] * 1000
+
+    def set_begin_index(self, index):
+        assert index == 0
+
+    def step(self, prediction, t, latents, return_dict=False):
+        index = int((self.timesteps == t).nonzero())
+        return (latents + (self.sigmas[index + 1] - self.sigmas[index]) * prediction,)
+
+
+def ode(steps: int, noise: torch.Tensor) -> torch.Tensor:
+    scheduler = EulerScheduler()
+    scheduler.set_timesteps(steps)
+    return sample_ode(GaussianModel(), noise, scheduler=scheduler, timesteps=scheduler.timesteps, generators=[])
+
+
+def test_ode_converges_at_first_order_to_the_exact_map():
+    """The exact flow of a Gaussian is affine: noise z arrives at MEAN + STD z."""
+    noise = torch.randn(4, 1, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = MEAN + STD * noise
+    errors = [float((ode(steps, noise) - exact).abs().max()) for steps in (64, 128, 256, 512)]
+    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    assert errors[-1] < 0.01
+    assert all(0.85 < order < 1.15 for order in orders), orders
+
+
+def test_sde_is_renoising_and_shrinks_the_variance_of_a_mean_predictor():
+    """With a posterior-mean denoiser the limit is STD / √2, which is why validation warns about it."""
+    count, steps = 4000, 200
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    noise = torch.stack([torch.randn(1, 1, 1, 1, generator=generator) for generator in generators])
+    timesteps = torch.linspace(1000, 1000 / steps, steps)
+    samples = sample_sde(GaussianModel(), noise, scheduler=None, timesteps=timesteps, generators=generators)
+    assert float(samples.mean()) == pytest.approx(MEAN, abs=0.02)
+    assert float(samples.std()) == pytest.approx(STD / math.sqrt(2), rel=0.06)
+
+
+def test_sde_of_one_step_is_predict_x0():
+    noise = torch.randn(2, 1, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    samples = sample_sde(GaussianModel(), noise, scheduler=None, timesteps=torch.tensor([1000.0]), generators=[])
+    torch.testing.assert_close(samples, GaussianModel().predict_x0(noise, torch.full((2,), 1000.0)))
+
+
+class LinearAdapter:
+    """predict = cond * x_t, so that guidance can be computed by hand; counts its calls."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.calls = []
+
+    def predict(self, handle, x_t, t, cond):
+        self.calls.append(cond)
+        return cond * x_t
+
+    def predict_x0(self, handle, x_t, t, cond):
+        return x_t - flow.expand_to(t / 1000, x_t) * self.predict(handle, x_t, t, cond)
+
+
+def test_guidance_is_the_standard_convention_and_affine():
+    adapter = LinearAdapter()
+    model = GuidedModel(adapter, None, cond=3.0, uncond=1.0, guidance_scale=5.0)
+    x_t, t = torch.ones(1, 1, 1, 1, 1), torch.tensor([500.0])
+    assert float(model.predict(x_t, t)) == 1.0 + 5.0 * (3.0 - 1.0)
+    from_x0 = (x_t - model.predict_x0(x_t, t)) / 0.5
+    torch.testing.assert_close(from_x0, model.predict(x_t, t))
+
+
+def test_no_guidance_makes_no_unconditional_pass():
+    adapter = LinearAdapter()
+    model = GuidedModel(adapter, None, cond=3.0, uncond=None, guidance_scale=1.0)
+    assert float(model.predict(torch.ones(1, 1, 1, 1, 1), torch.tensor([500.0]))) == 3.0
+    assert adapter.calls == [3.0]
+
+
+def sample(model, timesteps, kind="ode", sampler=sample_ode, seeds=(7,)):
+    return sample_latents(
+        model, sampler=sampler, sampler_kind=kind, shape=(1, 1, 2, 2), steps=3, timesteps=timesteps, seeds=seeds
+    )
+
+
+def test_initial_noise_is_that_of_a_cpu_generator_and_samples_are_independent():
+    seen = []
+
+    def remember(model, latents, **_):
+        seen.append(latents)
+        return latents
+
+    model = GaussianModel()
+    model.adapter = SimpleNamespace(device=torch.device("cpu"), scheduler=lambda kind: EulerScheduler())
+    sample(model, None, sampler=remember, seeds=(7, 8))
+    expected = torch.randn(1, 1, 1, 2, 2, generator=torch.Generator().manual_seed(8))
+    assert torch.equal(seen[0][1:], expected)
+
+
+def test_ode_refuses_explicit_timesteps():
+    model = GaussianModel()
+    model.adapter = SimpleNamespace(device=torch.device("cpu"), scheduler=lambda kind: EulerScheduler())
+    with pytest.raises(FvdError, match="places the timesteps itself"):
+        sample(model, (1000.0, 500.0))

@@ -1,0 +1,127 @@
+"""Trackers: real files of real libraries, and failures that stay their own."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fvd.config.models import MethodConfig
+from fvd.testing.toy import toy_roles, toy_run
+from fvd.trackers.base import Tracker, TrackerContext, TrackerGroup
+from fvd.trackers.jsonl import JsonlTracker
+
+
+def context(tmp_path: Path, start_step: int = 0) -> TrackerContext:
+    run = toy_run(toy_roles({"student": True}), MethodConfig())
+    log_dir = tmp_path / "logs"
+    log_dir.mkdir(exist_ok=True)
+    return TrackerContext(run=run, run_dir=tmp_path, log_dir=log_dir, start_step=start_step)
+
+
+def test_jsonl_is_valid_json_whatever_the_numbers(tmp_path):
+    tracker = JsonlTracker(tmp_path / "m.jsonl", start_step=0)
+    tracker.log({"loss": 0.5, "bad": math.nan, "worse": math.inf}, 1)
+    tracker.finish()
+    row = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert row == {"step": 1, "loss": 0.5, "bad": "nan", "worse": "inf"}
+
+
+def test_jsonl_forgets_what_will_be_logged_again(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 3, "a": 3}\n{"step": 4, "a"', encoding="utf-8")
+    tracker = JsonlTracker(path, start_step=2)
+    tracker.log({"a": 30.0}, 3)
+    tracker.finish()
+    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1, 2, 30.0]
+
+
+class Failing(Tracker):
+    def __init__(self):
+        self.calls = 0
+
+    def log(self, metrics, step):
+        self.calls += 1
+        raise RuntimeError("the server is down")
+
+
+class Remembering(Tracker):
+    def __init__(self):
+        self.steps = []
+        self.finished = False
+
+    def log(self, metrics, step):
+        self.steps.append(step)
+
+    def finish(self):
+        self.finished = True
+
+
+def test_a_failing_tracker_is_left_out_and_the_others_go_on(caplog):
+    failing, good = Failing(), Remembering()
+    group = TrackerGroup({"failing": failing, "good": good})
+    group.log({"a": 1.0}, 1)
+    group.log({"a": 1.0}, 2)
+    group.finish()
+    assert failing.calls == 1
+    assert good.steps == [1, 2]
+    assert good.finished
+    assert "tracker failing failed" in caplog.text
+
+
+def test_tensorboard_holds_scalars_and_moving_images(tmp_path, write_mp4):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from fvd.trackers.tensorboard import build_tensorboard
+
+    tracker = build_tensorboard(context(tmp_path))
+    tracker.log({"train/loss": 0.25}, 3)
+    tracker.log_video("validation/0", write_mp4(tmp_path / "v.mp4", frames=5), 3, "a square")
+    tracker.finish()
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(3, 0.25)]
+    image = events.Images("validation/0")[0].encoded_image_string
+    assert image.startswith(b"GIF89a")
+
+    import io
+
+    from PIL import Image
+
+    assert Image.open(io.BytesIO(image)).n_frames == 5
+
+
+WANDB = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_trackers import context
+from fvd.trackers.wandb import build_wandb
+tmp_path = Path({tmp_path!r})
+tracker = build_wandb(context(tmp_path))
+tracker.log({{"train/loss": 0.25}}, 1)
+tracker.log_video("validation/0", tmp_path / "v.mp4", 1, "a square")
+(tmp_path / "run.yaml").write_text("recipe: x")
+tracker.log_file(tmp_path / "run.yaml")
+tracker.finish()
+"""
+
+
+def test_wandb_without_a_key_records_offline_and_asks_nothing(tmp_path, write_mp4):
+    """A process of its own without a terminal, a key or a home: a prompt would fail it."""
+    write_mp4(tmp_path / "v.mp4")
+    program = WANDB.format(tests=str(Path(__file__).parent), tmp_path=str(tmp_path))
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path / "home")}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    (recorded,) = (tmp_path / "logs").glob("wandb/offline-run-*/*.wandb")
+    assert recorded.stat().st_size > 0
+    assert list((tmp_path / "logs").glob("wandb/offline-run-*/files/run.yaml"))
+    assert list((tmp_path / "logs").glob("wandb/offline-run-*/files/media/videos/**/*.mp4"))
+    assert (tmp_path / "logs/run-id").read_text()

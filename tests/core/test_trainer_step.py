@@ -1,0 +1,159 @@
+"""The trainer's step on the toy family: what is added up, clipped, skipped and refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fvd
+from fvd.config.models import MethodConfig
+from fvd.errors import FvdError, PluginError
+from fvd.signals import StopSignals
+from fvd.testing.toy import ToyAdapter, toy_raw_batch, toy_roles, toy_run
+from fvd.trackers.base import TrackerGroup
+from fvd.trainer import MAX_SKIPPED_IN_A_ROW, MetricMeans, Trainer
+
+
+class Regress(fvd.Method):
+    """The simplest method; ``spoil`` is what a badly written one would do."""
+
+    config_class = MethodConfig
+    role_names = ("student",)
+    spoil = ""
+
+    def optimizer_specs(self):
+        return {"student": fvd.OptimizerSpec(learning_rate=1e-2)}
+
+    def single_train_step(self, batch, iteration, *, rng) -> Iterator[fvd.Loss]:
+        prepared = self.adapter.prepare_batch(batch, latents_source="data")
+        t = 1000 * rng.rand()
+        noise = rng.randn_like(prepared.latents)
+        x_t = self.adapter.add_noise(prepared.latents, noise, t)
+        prediction = self.adapter.predict(self.roles["student"], x_t, t, prepared.cond)
+        value = (prediction - self.adapter.training_target(prepared.latents, noise, t)).square().mean()
+        if self.spoil == "nan":
+            value = value * math.nan
+        if self.spoil == "yield inside with":
+            with torch.no_grad():
+                yield fvd.Loss("loss", value, role="student")
+        yield fvd.Loss("loss", value, role="student", metrics={"level": t.mean(), "constant": 2.0})
+
+
+@pytest.fixture
+def make_trainer():
+    def make(spoil: str = "", **training: object) -> Trainer:
+        roles = toy_roles({"student": True})
+        run = toy_run(roles, MethodConfig(), training=training)
+        adapter = ToyAdapter()
+        method = Regress.build(run=run, roles=roles, adapter=adapter)
+        method.spoil = spoil
+        runtime = SimpleNamespace(
+            config=run, roles=roles, adapter=adapter, method=method, device=torch.device("cpu"), start_step=0, resume_from=None
+        )
+        trainer = Trainer(runtime, TrackerGroup({}), StopSignals())
+        trainer.step = 1
+        return trainer
+
+    return make
+
+
+def batches(batch_size: int = 2) -> Iterator[fvd.RawBatch]:
+    return (toy_raw_batch(batch_size, seed=seed) for seed in itertools.count())
+
+
+def student_weights(trainer: Trainer) -> torch.Tensor:
+    parameters = trainer.runtime.roles["student"].trainable_parameters()
+    return torch.cat([parameter.detach().flatten() for parameter in parameters]).clone()
+
+
+def test_a_step_moves_the_weights_and_reports(make_trainer):
+    trainer = make_trainer()
+    before = student_weights(trainer)
+    metrics = trainer.train_step(batches())
+    assert not torch.equal(before, student_weights(trainer))
+    assert metrics.keys() == {"train/loss", "train/level", "train/constant", "grad_norm/student", "lr/student", "skipped/student"}
+    assert metrics["train/constant"] == 2.0
+    assert metrics["lr/student"] == 1e-2
+    assert all(parameter.grad is None for parameter in trainer.runtime.roles["student"].trainable_parameters())
+
+
+def test_the_gradient_norm_is_clipped_and_reported_unclipped(make_trainer, monkeypatch):
+    trainer = make_trainer(max_grad_norm=0.01)
+    norms = []
+    monkeypatch.setattr(
+        trainer, "update", lambda due, metrics: norms.append(sum(float(p.grad.square().sum()) for p in grads(trainer)) ** 0.5)
+    )
+    metrics = trainer.train_step(batches())
+    assert metrics["grad_norm/student"] > 0.1
+    assert norms[0] == pytest.approx(0.01, rel=1e-3)
+
+
+def grads(trainer: Trainer) -> list[torch.nn.Parameter]:
+    return [p for p in trainer.runtime.roles["student"].trainable_parameters() if p.grad is not None]
+
+
+def test_accumulation_equals_one_large_batch(make_trainer):
+    """The draws are keyed by position, so two micro-batches of two are the batch of four."""
+
+    def gradient(**training: int) -> torch.Tensor:
+        trainer = make_trainer(**training)
+        samples = toy_raw_batch(4, seed=0)
+        size = training["train_batch_size"]
+        parts = (
+            fvd.RawBatch(
+                {name: tensor[start : start + size] for name, tensor in samples.tensors.items()},
+                samples.dropped[start : start + size],
+                samples.info[start : start + size],
+            )
+            for start in range(0, 4, size)
+        )
+        for start, part in zip(range(0, 4, size), parts, strict=True):
+            trainer.accumulate(part, start, MetricMeans())
+        return torch.cat([p.grad.flatten() for p in grads(trainer)])
+
+    whole = gradient(train_batch_size=4, gradient_accumulation_steps=1)
+    parts = gradient(train_batch_size=2, gradient_accumulation_steps=2)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_in_the_end_refused(make_trainer):
+    trainer = make_trainer("nan")
+    before = student_weights(trainer)
+    for step in range(1, MAX_SKIPPED_IN_A_ROW):
+        trainer.step = step
+        assert trainer.train_step(batches())["skipped/student"] == 1.0
+    assert torch.equal(before, student_weights(trainer))
+    assert trainer.runtime.roles["student"].lr_schedulers["main"].last_epoch == 0
+    with pytest.raises(FvdError, match="not finite for 10 steps"):
+        trainer.train_step(batches())
+
+
+def test_yielding_inside_no_grad_is_refused(make_trainer):
+    with pytest.raises(PluginError, match="inside a `with"):
+        make_trainer("yield inside with").train_step(batches())
+
+
+def test_metric_means():
+    means = MetricMeans()
+    for value in (1.0, 2.0, 6.0):
+        means.add("tensor", torch.tensor(value))
+        means.add("number", value)
+    means.add("sometimes", torch.tensor(5.0))
+    assert means.to_host() == {"tensor": 3.0, "number": 3.0, "sometimes": 5.0}
+
+
+def test_first_signal_asks_second_insists():
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        assert stop.signal_number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
