@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 import av
-import fvd_wan.family
 import pytest
 import torch
 
 import fvd
+import fvd_wan.family
 from fvd.cli.main import main
 from fvd.config.load import load_run_file
-from fvd.plugins import load_plugins
 from fvd.runtime import Runtime, build_runtime
 from fvd.signals import StopSignals
 from fvd.trackers.base import TrackerGroup
@@ -21,7 +20,7 @@ from fvd.trainer import Trainer
 
 
 def build(run_file: Path) -> Runtime:
-    return build_runtime(load_run_file(run_file, load_plugins()), resume="auto")
+    return build_runtime(load_run_file(run_file), resume="auto")
 
 
 def weights(handle: fvd.RoleHandle) -> dict[str, torch.Tensor]:

@@ -13,7 +13,6 @@ import pytest
 from fvd.config.load import LoadedRun, load_run_file
 from fvd.config.yaml_lines import read_yaml
 from fvd.errors import FvdError, Problem
-from fvd.plugins import load_plugins
 
 FINETUNE = """\
 recipe:
@@ -43,15 +42,10 @@ method_config: {dmd_denoising_steps: [1000, 750, 500, 250]}
 """
 
 
-@pytest.fixture(scope="module")
-def plugins():
-    return load_plugins()
-
-
-def load(tmp_path: Path, text: str, plugins, overrides: list[str] | None = None) -> LoadedRun:
+def load(tmp_path: Path, text: str, overrides: tuple[str, ...] | list[str] = ()) -> LoadedRun:
     path = tmp_path / "run.yaml"
     path.write_text(textwrap.dedent(text), encoding="utf-8")
-    return load_run_file(path, plugins, overrides)
+    return load_run_file(path, overrides)
 
 
 def only(problems: list[Problem], key: str) -> Problem:
@@ -60,8 +54,8 @@ def only(problems: list[Problem], key: str) -> Problem:
     return found[0]
 
 
-def test_a_good_file_parses(tmp_path, plugins):
-    loaded = load(tmp_path, FINETUNE, plugins)
+def test_a_good_file_parses(tmp_path):
+    loaded = load(tmp_path, FINETUNE)
     assert loaded.errors == []
     config = loaded.require()
     assert config.training.max_train_steps == 10
@@ -83,23 +77,23 @@ def test_a_good_file_parses(tmp_path, plugins):
         ("  method: finetune", "  method: fintune", "recipe.method", 3, "finetune"),
     ],
 )
-def test_a_typo_in_every_section_names_line_and_nearest_key(tmp_path, plugins, old, new, key, line, hint):
-    loaded = load(tmp_path, FINETUNE.replace(old, new), plugins)
+def test_a_typo_in_every_section_names_line_and_nearest_key(tmp_path, old, new, key, line, hint):
+    loaded = load(tmp_path, FINETUNE.replace(old, new))
     problem = only(loaded.errors, key)
     assert problem.line == line
     assert hint in problem.message
     assert loaded.config is None
 
 
-def test_all_problems_come_at_once(tmp_path, plugins):
+def test_all_problems_come_at_once(tmp_path):
     text = FINETUNE.replace("  max_train_steps: 10", "  max_train_steps: -1\n  sed: 3").replace("student:", "studnet:")
-    keys = {problem.key for problem in load(tmp_path, text, plugins).errors}
+    keys = {problem.key for problem in load(tmp_path, text).errors}
     assert keys == {"training.max_train_steps", "training.sed", "roles"}
 
 
-def test_duplicate_keys_are_reported_with_both_lines(tmp_path, plugins):
+def test_duplicate_keys_are_reported_with_both_lines(tmp_path):
     text = FINETUNE.replace("  max_train_steps: 10", "  max_train_steps: 10\n  max_train_steps: 20")
-    problem = only(load(tmp_path, text, plugins).errors, "training.max_train_steps")
+    problem = only(load(tmp_path, text).errors, "training.max_train_steps")
     assert problem.line == 11
     assert "line 10" in problem.message
 
@@ -108,28 +102,28 @@ def test_duplicate_keys_are_reported_with_both_lines(tmp_path, plugins):
     ("yaml_value", "parsed"),
     [("1e-4", 1e-4), ("0", 0.0), ('"2.0e-6"', 2e-6)],
 )
-def test_learning_rates_mean_what_they_say(tmp_path, plugins, yaml_value, parsed):
+def test_learning_rates_mean_what_they_say(tmp_path, yaml_value, parsed):
     text = FINETUNE.replace("  max_train_steps: 10", f"  max_train_steps: 10\n  learning_rate: {yaml_value}")
-    assert load(tmp_path, text, plugins).require().training.learning_rate == parsed
+    assert load(tmp_path, text).require().training.learning_rate == parsed
 
 
-def test_explicit_zero_and_false_stay(tmp_path, plugins):
+def test_explicit_zero_and_false_stay(tmp_path):
     text = FINETUNE.replace(
         "  max_train_steps: 10",
         "  max_train_steps: 0\n  min_lr_ratio: 0\n  weight_decay: 0\n  training_state_checkpointing_steps: 0\n  log_validation: false",
     )
-    training = load(tmp_path, text, plugins).require().training
+    training = load(tmp_path, text).require().training
     assert (training.max_train_steps, training.min_lr_ratio, training.weight_decay) == (0, 0, 0)
     assert training.training_state_checkpointing_steps == 0
     assert training.log_validation is False
 
 
-def test_strings_of_existing_files_are_accepted(tmp_path, plugins):
+def test_strings_of_existing_files_are_accepted(tmp_path):
     text = FINETUNE.replace(
         "  max_train_steps: 10",
         '  max_train_steps: 10\n  betas: "0.0,0.999"\n  validation_sampling_steps: "4, 8"\n  validation_guidance_scale: "6.0"',
     )
-    training = load(tmp_path, text, plugins).require().training
+    training = load(tmp_path, text).require().training
     assert training.betas == (0.0, 0.999)
     assert training.validation_sampling_steps == (4, 8)
     assert training.validation_guidance_scale == 6.0
@@ -144,51 +138,51 @@ def test_strings_of_existing_files_are_accepted(tmp_path, plugins):
         ("{a: 3, b: 0}", {"a": 3}),
     ],
 )
-def test_data_path_in_all_its_forms(tmp_path, plugins, value, expected):
+def test_data_path_in_all_its_forms(tmp_path, value, expected):
     text = FINETUNE.replace("data_path: data/clips", f"data_path: {value}")
-    sources = load(tmp_path, text, plugins).require().training.data_sources()
+    sources = load(tmp_path, text).require().training.data_sources()
     assert {str(folder): repeats for folder, repeats in sources} == expected
 
 
-def test_overrides_win_and_their_typos_are_found(tmp_path, plugins):
-    loaded = load(tmp_path, FINETUNE, plugins, ["training.max_train_steps=7", "training.betas=[0.1,0.2]"])
+def test_overrides_win_and_their_typos_are_found(tmp_path):
+    loaded = load(tmp_path, FINETUNE, ["training.max_train_steps=7", "training.betas=[0.1,0.2]"])
     assert loaded.require().training.max_train_steps == 7
     assert loaded.require().training.betas == (0.1, 0.2)
-    problem = only(load(tmp_path, FINETUNE, plugins, ["training.max_train_step=7"]).errors, "training.max_train_step")
+    problem = only(load(tmp_path, FINETUNE, ["training.max_train_step=7"]).errors, "training.max_train_step")
     assert problem.file == "--set training.max_train_step=7"
     assert "max_train_steps" in problem.message
-    assert load(tmp_path, FINETUNE, plugins, ["training.seed"]).errors
-    assert load(tmp_path, FINETUNE, plugins, ["recipe.family.x=1"]).errors
+    assert load(tmp_path, FINETUNE, ["training.seed"]).errors
+    assert load(tmp_path, FINETUNE, ["recipe.family.x=1"]).errors
 
 
-def test_pipeline_config_path(tmp_path, plugins):
+def test_pipeline_config_path(tmp_path):
     (tmp_path / "pipeline.yaml").write_text("flow_shift: 8\n", encoding="utf-8")
     without = FINETUNE.replace("pipeline_config:\n  flow_shift: 3\n", "pipeline_config_path: pipeline.yaml\n")
-    assert load(tmp_path, without, plugins).require().pipeline_config.flow_shift == 8
+    assert load(tmp_path, without).require().pipeline_config.flow_shift == 8
     both = FINETUNE + "pipeline_config_path: pipeline.yaml\n"
-    assert only(load(tmp_path, both, plugins).errors, "pipeline_config_path").line == 15
+    assert only(load(tmp_path, both).errors, "pipeline_config_path").line == 15
     (tmp_path / "pipeline.yaml").write_text("flow_shift: 8\nflow_shft: 1\n", encoding="utf-8")
-    problem = only(load(tmp_path, without, plugins).errors, "pipeline_config.flow_shft")
+    problem = only(load(tmp_path, without).errors, "pipeline_config.flow_shft")
     assert problem.file.endswith("pipeline.yaml")
     assert problem.line == 2
 
 
-def test_missing_role_and_trainable_teacher(tmp_path, plugins):
-    missing = load(tmp_path, DMD2.replace("  critic: {path: some-org/some-model}\n", ""), plugins)
+def test_missing_role_and_trainable_teacher(tmp_path):
+    missing = load(tmp_path, DMD2.replace("  critic: {path: some-org/some-model}\n", ""))
     assert "critic" in only(missing.errors, "roles").message
-    trained = load(tmp_path, DMD2.replace("teacher: {path: some-org/some-model}", "teacher: {path: a/b, trainable: true}"), plugins)
+    trained = load(tmp_path, DMD2.replace("teacher: {path: some-org/some-model}", "teacher: {path: a/b, trainable: true}"))
     problem = only(trained.errors, "roles.teacher.trainable")
     assert "frozen" in problem.message
     assert problem.line == 4
 
 
-def test_old_keys_move_with_a_warning(tmp_path, plugins):
+def test_old_keys_move_with_a_warning(tmp_path):
     text = DMD2.replace(
         "max_train_steps: 10}",
         "max_train_steps: 10, fake_score_learning_rate: 8.0e-6, fake_score_betas: '0.0,0.999', min_timestep_ratio: 0.05, "
         "simulate_generator_forward: true, num_gpus: 8, train_sp_batch_size: 1, VSA_sparsity: 0.9}",
     )
-    loaded = load(tmp_path, text, plugins)
+    loaded = load(tmp_path, text)
     method = loaded.require().method_config
     assert method.critic_learning_rate == 8e-6
     assert method.critic_betas == (0.0, 0.999)
@@ -200,10 +194,10 @@ def test_old_keys_move_with_a_warning(tmp_path, plugins):
         assert "no effect" in warnings[f"training.{key}"]
 
 
-def test_what_would_be_lost_in_silence_is_refused(tmp_path, plugins):
+def test_what_would_be_lost_in_silence_is_refused(tmp_path):
     for key, value in (("lora_training", "true"), ("dit_precision", "bf16"), ("master_weight_type", "bf16")):
         text = FINETUNE.replace("  max_train_steps: 10", f"  max_train_steps: 10\n  {key}: {value}")
-        assert only(load(tmp_path, text, plugins).errors, f"training.{key}").cure
+        assert only(load(tmp_path, text).errors, f"training.{key}").cure
 
 
 FIELD_FILE = """\
@@ -267,36 +261,36 @@ method_config:
 
 
 @pytest.mark.parametrize("method", ["finetune", "dmd2"])
-def test_files_of_the_field_pass_with_warnings(tmp_path, plugins, method):
+def test_files_of_the_field_pass_with_warnings(tmp_path, method):
     """The keys that schema-v2 files in the field carry, whichever of the two methods they name."""
     names = ("student",) if method == "finetune" else ("student", "teacher", "critic")
     roles = "\n".join(f"  {name}:\n    family: wan\n    path: org/{name}\n    disable_custom_init_weights: true" for name in names)
     own = "" if method == "finetune" else "  rollout_mode: simulate\n  dmd_denoising_steps: [1000, 850, 700, 550, 350, 275, 200, 125]"
-    loaded = load(tmp_path, FIELD_FILE.format(method=method, roles=roles, method_config=own), plugins)
+    loaded = load(tmp_path, FIELD_FILE.format(method=method, roles=roles, method_config=own))
     assert loaded.errors == []
     warned = {problem.key for problem in loaded.problems if problem.severity == "warning"}
     assert {"training.num_gpus", "training.VSA_sparsity", "training.fake_score_betas", "method_config.attn_kind"} <= warned
 
 
-def test_requirements_on_plugins(tmp_path, plugins):
-    assert load(tmp_path, FINETUNE + "plugins: {require: ['fvd-wan>=0.1,<1']}\n", plugins).errors == []
-    assert "installed is" in only(load(tmp_path, FINETUNE + "plugins: {require: ['fvd-wan>=99']}\n", plugins).errors, "plugins.require").message
-    assert load(tmp_path, FINETUNE + "plugins: {require: ['fvd-nowhere']}\n", plugins).errors
-    only_dmd2 = load(tmp_path, FINETUNE + "plugins: {only: [fvd-dmd2]}\n", plugins)
+def test_requirements_on_plugins(tmp_path):
+    assert load(tmp_path, FINETUNE + "plugins: {require: ['fvd-wan>=0.1,<1']}\n").errors == []
+    assert "installed is" in only(load(tmp_path, FINETUNE + "plugins: {require: ['fvd-wan>=99']}\n").errors, "plugins.require").message
+    assert load(tmp_path, FINETUNE + "plugins: {require: ['fvd-nowhere']}\n").errors
+    only_dmd2 = load(tmp_path, FINETUNE + "plugins: {only: [fvd-dmd2]}\n")
     assert {problem.key for problem in only_dmd2.errors} >= {"recipe.family", "recipe.method"}
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "recipe: [", "\tx: 1", "just words"])
-def test_broken_yaml_is_a_problem_not_a_traceback(tmp_path, plugins, text):
-    loaded = load(tmp_path, text, plugins)
+def test_broken_yaml_is_a_problem_not_a_traceback(tmp_path, text):
+    loaded = load(tmp_path, text)
     assert loaded.errors
     assert loaded.config is None
 
 
-def test_no_such_file_names_the_nearest(tmp_path, plugins):
+def test_no_such_file_names_the_nearest(tmp_path):
     (tmp_path / "finetune.yaml").write_text("x: 1", encoding="utf-8")
     with pytest.raises(FvdError, match=r"finetune\.yaml"):
-        load_run_file(tmp_path / "fintune.yaml", plugins)
+        load_run_file(tmp_path / "fintune.yaml")
 
 
 def test_lines_of_nested_keys():
@@ -329,8 +323,8 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_shipped_examples_pass(plugins, path):
-    assert load_run_file(path, plugins).errors == []
+def test_shipped_examples_pass(path):
+    assert load_run_file(path).errors == []
 
 
 def test_there_are_examples():

@@ -128,6 +128,10 @@ class Adapter(ABC):
         (a global attention state, say) enter it here."""
         loss.backward()
 
+    def supported_attn_kind(self, attn_kind: str) -> str:
+        """``attn_kind`` where this adapter has it, else ``dense``, of which the others are approximations."""
+        return attn_kind if attn_kind in self.attn_kinds else "dense"
+
     def bind(self, handle: RoleHandle) -> RoleView:
         """The same verbs with the handle filled in: ``student.predict_x0(x_t, t, cond)``."""
         return RoleView(self, handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +52,12 @@ class TrainedRun:
         return handle
 
 
-def open_run(path: Path, plugins: Plugins, *, step: int | None = None) -> TrainedRun:
+def open_run(path: Path, *, step: int | None = None, disable: Sequence[str] = ()) -> TrainedRun:
     """Raises FvdError for a folder that is no run, or has no checkpoint (of that step)."""
     run_dir = RunDirectory(path.expanduser().absolute())
     if not run_dir.run_file.exists():
         raise FvdError(f"{path} is not a run directory: it has no run.yaml", cure="Name the training.output_dir of a run.")
-    config = load_run_file(run_dir.run_file, plugins).require()
+    loaded = load_run_file(run_dir.run_file, disable=disable)
+    config = loaded.require()
     checkpoint = CheckpointManager(run_dir.checkpoints).find(step)
-    return TrainedRun(run_dir, config, plugins, build_family(config, plugins, choose_device()), checkpoint)
+    return TrainedRun(run_dir, config, loaded.plugins, build_family(config, loaded.plugins, choose_device()), checkpoint)

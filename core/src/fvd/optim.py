@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+if TYPE_CHECKING:
+    from fvd.config.models import LrSchedulerName, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,25 @@ class OptimizerSpec:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     eps: float = 1e-8
-    lr_scheduler: LrSchedule = "constant"
+    lr_scheduler: LrSchedulerName = "constant"
     lr_warmup_steps: int = 0
     lr_num_cycles: int = 1
     lr_power: float = 1.0
     min_lr_ratio: float = 0.0
+
+    @classmethod
+    def from_training(cls, training: TrainingConfig) -> OptimizerSpec:
+        """What the run file's ``training:`` section says; `dataclasses.replace` changes it for a single role."""
+        return cls(
+            learning_rate=training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+            lr_scheduler=training.lr_scheduler,
+            lr_warmup_steps=training.lr_warmup_steps,
+            lr_num_cycles=training.lr_num_cycles,
+            lr_power=training.lr_power,
+            min_lr_ratio=training.min_lr_ratio,
+        )
 
     def build_optimizer(self, parameters: list[nn.Parameter]) -> AdamW:
         return AdamW(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, eps=self.eps)

@@ -7,6 +7,7 @@ Generators live on the CPU, whatever the device of training, so that a run draws
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 def derive_seed(*key: int | str) -> int:
     """A 63-bit seed from any key; equal keys give equal seeds on every machine and Python version."""
-    digest = hashlib.blake2b("/".join(str(part) for part in key).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -98,20 +98,17 @@ class Trainer:
     # --- the run ---
     def fit(self) -> RunOutcome:
         """Train to ``max_train_steps`` or to a stop signal; whatever happens, trackers are closed."""
-        outcome = RunOutcome("failed", self.step)
+        outcome: RunOutcome | None = None
         try:
             self.prepare()
             self.runtime.plugins.notify("fvd_run_start", run=self.runtime)
             self.loop()
             if self.checkpoint_step() != self.step:
                 self.save()
-            status = "stopped" if self.stop.requested else "finished"
-            outcome = RunOutcome(status, self.step, self.stop.signal_number)
-        except BaseException:
-            outcome = RunOutcome("failed", self.step)
-            raise
+            outcome = RunOutcome("stopped" if self.stop.requested else "finished", self.step, self.stop.signal_number)
         finally:
-            self.runtime.plugins.notify("fvd_run_end", run=self.runtime, outcome=outcome)
+            ended = outcome or RunOutcome("failed", self.step)
+            self.runtime.plugins.notify("fvd_run_end", run=self.runtime, outcome=ended)
             self.trackers.finish()
         return outcome
 
@@ -140,7 +137,7 @@ class Trainer:
                 metrics = self.train_step(batches)
                 metrics |= self.stopwatch.end_step(training.train_batch_size * training.gradient_accumulation_steps)
                 self.report(metrics)
-                bar.advance(**_shown(metrics))
+                bar.advance(1, **_shown(metrics))
                 if self.save_due(self.step):
                     self.save()
                 if self.validation_due(self.step):

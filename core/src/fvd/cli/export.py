@@ -25,7 +25,7 @@ def execute(args: argparse.Namespace) -> int:
     from fvd.export import export_role
     from fvd.inference import open_run
 
-    run = open_run(args.run_dir, args.plugins, step=args.step)
+    run = open_run(args.run_dir, step=args.step, disable=args.disabled_plugins)
     role = args.role or run.sampling_plan.role
     export_role(run, role, args.out, args.format)
     print(f"{args.out}: {role} of step {run.checkpoint.step} ({args.format})", file=sys.stderr)

@@ -33,7 +33,7 @@ def add_run_file_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     from fvd.config.load import load_run_file
 
-    loaded = load_run_file(args.run_file, args.plugins, args.overrides, disabled=args.disabled_plugins)
+    loaded = load_run_file(args.run_file, args.overrides, disable=args.disabled_plugins)
     for problem in loaded.problems:
         if problem.severity != "error":
             print(problem, file=sys.stderr)

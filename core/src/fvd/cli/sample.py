@@ -49,10 +49,10 @@ def execute(args: argparse.Namespace) -> int:
     from fvd.samplers.guidance import GuidedModel
     from fvd.samplers.sampling import sample_latents
 
-    run = open_run(args.run_dir, args.plugins, step=args.step)
+    run = open_run(args.run_dir, step=args.step, disable=args.disabled_plugins)
     plan = run.sampling_plan
     kind = args.sampler or plan.sampler_kind
-    sampler = args.plugins.load("sampler", kind)
+    sampler = run.plugins.load("sampler", kind)
     guidance_scale = plan.guidance_scale if args.guidance_scale is None else args.guidance_scale
     handle = run.load_role(args.role or plan.role)
     adapter = run.family.build_adapter(RoleManager([handle]))

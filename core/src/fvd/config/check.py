@@ -24,3 +24,12 @@ class CheckContext:
         """A finding about ``key`` (dotted, ``method_config.attn_kind``), with its file and line."""
         file, line = self.locate(key)
         return Problem(message=message, key=key, file=file, line=line, cure=cure, severity=severity)
+
+    def check_attn_kind(self, role: str, attn_kind: str) -> list[Problem]:
+        """A warning where the role's family does not have this kind of attention: dense is used in its place."""
+        family = self.families[role]
+        if attn_kind in family.attn_kinds:
+            return []
+        message = f"{attn_kind!r} has no effect yet with family {family.name!r}: the {role} uses dense attention"
+        cure = f"The family has: {', '.join(sorted(family.attn_kinds))}."
+        return [self.problem("method_config.attn_kind", message, cure=cure, severity="warning")]

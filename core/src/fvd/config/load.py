@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,13 @@ class LoadedRun:
         return self.config
 
 
-def load_run_file(path: Path, plugins: Plugins, overrides: list[str] | None = None, *, disabled: tuple[str, ...] = ()) -> LoadedRun:
-    """Read and judge a run file. ``plugins``: what is installed; the file's own ``plugins.only`` narrows it.
+def load_run_file(path: Path, overrides: Sequence[str] = (), *, disable: Sequence[str] = ()) -> LoadedRun:
+    """Read a run file, load the plugins that it allows (and that ``disable`` does not name), and judge it.
 
-    Raises FvdError when there is no such file; everything wrong inside it is in ``problems``.
+    overrides: ``KEY=VALUE`` texts. Raises FvdError when there is no such file, or for a misspelt ``disable``; everything
+    wrong inside the file is in ``problems``.
     """
-    text = _read(path)
-    return _Reader(path, text, plugins, disabled).read(overrides or [])
+    return _Reader(path, _read(path), disable).read(overrides)
 
 
 def _read(path: Path) -> str:
@@ -74,16 +75,16 @@ def _read(path: Path) -> str:
 class _Reader:
     """One pass over one run file."""
 
-    def __init__(self, path: Path, text: str, plugins: Plugins, disabled: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, text: str, disable: Sequence[str]) -> None:
         self.path = path
         self.text = text
-        self.plugins = plugins
-        self.disabled = disabled
+        self.disable = disable
+        self.plugins = load_plugins(only=())  # core alone, until the file has said what it allows
         self.file = str(path)
         self.document = Document({})
         self.problems: list[Problem] = []
 
-    def read(self, overrides: list[str]) -> LoadedRun:
+    def read(self, overrides: Sequence[str]) -> LoadedRun:
         self.document = read_yaml(self.text, self.file)
         if any(problem.message.startswith(("not valid YAML", "must be a mapping")) for problem in self.document.problems):
             return self.result(None)
@@ -95,7 +96,7 @@ class _Reader:
         self.problems += self.document.problems
         self.unknown_sections()
         plugin_choice = self.parse(PluginsConfig, ("plugins",))
-        self.narrow_plugins(plugin_choice)
+        self.load_plugins(plugin_choice)
 
         recipe = self.parse(Recipe, ("recipe",))
         method = self.find(MethodSpec, "method", recipe.method, ("recipe", "method")) if recipe else None
@@ -167,15 +168,16 @@ class _Reader:
         data["pipeline_config"] = other.data
         self.document.places |= {("pipeline_config", *key): place for key, place in other.places.items()}
 
-    def narrow_plugins(self, choice: PluginsConfig | None) -> None:
-        if choice is None:
-            return
-        if choice.only is not None:
-            try:
-                self.plugins = load_plugins(disable=self.disabled, only=choice.only)
-            except PluginError as error:
-                self.report(("plugins", "only"), error.message, cure=error.cure)
-        for requirement in choice.require:
+    def load_plugins(self, choice: PluginsConfig | None) -> None:
+        """What ``plugins.only`` leaves out is never imported."""
+        only = choice.only if choice else None
+        try:
+            self.plugins = load_plugins(disable=self.disable, only=only)
+        except PluginError as error:
+            if only is None:
+                raise
+            self.report(("plugins", "only"), error.message, cure=error.cure)
+        for requirement in choice.require if choice else ():
             self.check_requirement(requirement)
 
     def check_requirement(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -10,7 +11,7 @@ from fvd.config.yaml_lines import Document
 from fvd.errors import Problem
 
 
-def apply_overrides(document: Document, overrides: list[str]) -> None:
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Set each ``path=value`` in the document; values are read as YAML. Whether a path exists is the schema's business:
     a misspelt one is reported as the unknown key that it is, with `--set` as its place."""
     for override in overrides:

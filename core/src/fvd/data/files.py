@@ -33,7 +33,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror or error}",
-            cure="What was written before is whole. Make room, then run the same command again: it continues.",
+            cure="What was written before is whole. Make room (or see to the permissions), then run the command again.",
         ) from error
 
 

@@ -119,7 +119,7 @@ def _find_files(folder: Path) -> list[Path]:
     if (folder / STAGING).exists():
         raise DataError(
             f"{folder} is not complete: `fvd data prepare` was interrupted, or is still at work",
-            cure="Run the same `fvd data prepare` command again: it continues where it ended.",
+            cure="Run that command again, without --overwrite: it continues where it ended.",
         )
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.parquet"))
     if not files:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import wandb
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run as WandbRun
 
 logger = logging.getLogger(__name__)
+
+Mode = Literal["online", "offline"] | None
 
 
 def build_wandb(context: TrackerContext) -> Tracker:
@@ -36,7 +38,7 @@ def _start(context: TrackerContext) -> WandbRun:
         return _init(context, "offline")
 
 
-def _init(context: TrackerContext, mode: str) -> WandbRun:
+def _init(context: TrackerContext, mode: Mode) -> WandbRun:
     training = context.run.training
     return wandb.init(
         project=training.tracker_project_name,
@@ -58,11 +60,10 @@ def _run_id(log_dir: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _mode() -> str:
+def _mode() -> Mode:
     """``WANDB_MODE`` where set; else online if there is a key, else offline: wandb would ask on the terminal."""
-    chosen = os.environ.get("WANDB_MODE")
-    if chosen:
-        return chosen
+    if os.environ.get("WANDB_MODE"):
+        return None  # wandb reads it itself
     return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"
 
 

@@ -53,23 +53,14 @@ class DMD2Method(fvd.Method):
         self.student = adapter.bind(roles["student"])
         self.teacher = adapter.bind(roles["teacher"])
         self.critic = adapter.bind(roles["critic"])
-        self.student_attn_kind = self.config.attn_kind if self.config.attn_kind in adapter.attn_kinds else "dense"
+        self.student_attn_kind = adapter.supported_attn_kind(self.config.attn_kind)
         timesteps = student_timesteps(self.config, run.pipeline_config.flow_shift)
         self.ladder = torch.tensor(timesteps, dtype=torch.float32, device=adapter.device)
 
     # --- what the method declares ---
     def optimizer_specs(self) -> Mapping[str, fvd.OptimizerSpec]:
-        training, config = self.run.training, self.config
-        student = fvd.OptimizerSpec(
-            learning_rate=training.learning_rate,
-            betas=training.betas,
-            weight_decay=training.weight_decay,
-            lr_scheduler=training.lr_scheduler,
-            lr_warmup_steps=training.lr_warmup_steps,
-            lr_num_cycles=training.lr_num_cycles,
-            lr_power=training.lr_power,
-            min_lr_ratio=training.min_lr_ratio,
-        )
+        config = self.config
+        student = fvd.OptimizerSpec.from_training(self.run.training)
         critic = replace(
             student,
             learning_rate=student.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate,

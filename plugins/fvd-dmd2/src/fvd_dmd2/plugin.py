@@ -87,14 +87,4 @@ def fvd_check_config(ctx: CheckContext) -> list[fvd.Problem]:
                 severity="warning",
             )
         )
-    family = ctx.families["student"]
-    if config.attn_kind not in family.attn_kinds:
-        findings.append(
-            ctx.problem(
-                "method_config.attn_kind",
-                f"{config.attn_kind!r} has no effect yet with family {family.name!r}: the student uses dense attention",
-                cure=f"The family has: {', '.join(sorted(family.attn_kinds))}.",
-                severity="warning",
-            )
-        )
-    return findings
+    return findings + ctx.check_attn_kind("student", config.attn_kind)

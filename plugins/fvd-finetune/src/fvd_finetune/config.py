@@ -22,5 +22,5 @@ class FinetuneConfig(fvd.MethodConfig):
     """logit_normal: 0 trains on one noise level."""
     mode_scale: float = 1.29
     """mode: 0 is uniform; positive favours the middle, negative the ends."""
-    attn_kind: Literal["dense"] = "dense"
-    """Kind of attention of the student."""
+    attn_kind: Literal["dense", "vsa"] = "dense"
+    """Kind of attention of the student; dense where the family has no other."""

@@ -29,21 +29,10 @@ class FinetuneMethod(fvd.Method):
         super().__init__(run=run, roles=roles, adapter=adapter)
         self.config = cast(FinetuneConfig, run.method_config)
         self.student = adapter.bind(roles["student"])
+        self.attn_kind = adapter.supported_attn_kind(self.config.attn_kind)
 
     def optimizer_specs(self) -> Mapping[str, fvd.OptimizerSpec]:
-        training = self.run.training
-        return {
-            "student": fvd.OptimizerSpec(
-                learning_rate=training.learning_rate,
-                betas=training.betas,
-                weight_decay=training.weight_decay,
-                lr_scheduler=training.lr_scheduler,
-                lr_warmup_steps=training.lr_warmup_steps,
-                lr_num_cycles=training.lr_num_cycles,
-                lr_power=training.lr_power,
-                min_lr_ratio=training.min_lr_ratio,
-            )
-        }
+        return {"student": fvd.OptimizerSpec.from_training(self.run.training)}
 
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
         """Yields one loss, ``loss``, with the mean noise level t / N as metric ``sigma``."""
@@ -54,7 +43,7 @@ class FinetuneMethod(fvd.Method):
         noise = rng.randn_like(x0)
         x_t = self.adapter.add_noise(x0, noise, t)
 
-        prediction = self.student.predict(x_t, t, prepared.cond, attn_kind=self.config.attn_kind)
+        prediction = self.student.predict(x_t, t, prepared.cond, attn_kind=self.attn_kind)
         target = self.adapter.training_target(x0, noise, t)
         value = functional.mse_loss(prediction.float(), target.float())
         yield fvd.Loss("loss", value, role="student", metrics={"sigma": t.mean() / steps})

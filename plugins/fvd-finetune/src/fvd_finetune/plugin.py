@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import fvd
+
+if TYPE_CHECKING:
+    from fvd.config.check import CheckContext
+    from fvd_finetune.config import FinetuneConfig
 
 # Existing files write these under `training:`; an explicit 0 stays 0.
 _MOVED_KEYS = {
@@ -26,3 +32,10 @@ def fvd_methods() -> list[fvd.MethodSpec]:
             moved_keys=_MOVED_KEYS,
         )
     ]
+
+
+@fvd.hookimpl
+def fvd_check_config(ctx: CheckContext) -> list[fvd.Problem]:
+    if ctx.method.name != "finetune":
+        return []
+    return ctx.check_attn_kind("student", cast("FinetuneConfig", ctx.run.method_config).attn_kind)
