@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -91,7 +92,12 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path, write_run_file, accu
     """Draws are keyed by the sample's position in the global batch, so 1 x 4, 2 x 2 and 4 x 1 train on the same numbers."""
 
     def first_step(name: str, batch_size: int, steps: int) -> dict[str, torch.Tensor]:
-        training = {"train_batch_size": batch_size, "gradient_accumulation_steps": steps, "max_train_steps": 1, "max_grad_norm": 0}
+        training = {
+            "train_batch_size": batch_size,
+            "gradient_accumulation_steps": steps,
+            "max_train_steps": 1,
+            "max_grad_norm": 0,
+        }
         runtime = build(write_run_file("dmd2", output_dir=tmp_path / name, name=f"{name}.yaml", training=training))
         with StopSignals() as stop:
             trainer = Trainer(runtime, TrackerGroup({}), stop)
@@ -117,20 +123,25 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path, write_run_file, accu
         torch.testing.assert_close(parts[name], gradient, rtol=2e-4, atol=1e-7)
 
 
-def test_encoders_are_not_in_memory_while_training(tmp_path, write_run_file):
-    """After preparation neither VAE nor text encoder is alive, although both were used."""
-    import gc
-
+def living_encoders() -> list[torch.nn.Module]:
     from diffusers import AutoencoderKLWan
     from transformers import UMT5EncoderModel
 
+    gc.collect()
+    modules = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.nn.Module)]
+    return [module for module in modules if isinstance(module, (AutoencoderKLWan, UMT5EncoderModel))]
+
+
+def test_encoders_are_not_in_memory_while_training(tmp_path, write_run_file):
+    """After preparation neither VAE nor text encoder is alive, although both were used."""
+    others = {id(encoder) for encoder in living_encoders()}  # of other tests in this process
     run_file = write_run_file("finetune", output_dir=tmp_path / "out", training={"log_validation": True, "max_train_steps": 1})
     runtime = build(run_file)
     with StopSignals() as stop:
         Trainer(runtime, TrackerGroup({}), stop).prepare()
-    gc.collect()
-    alive = [type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, (AutoencoderKLWan, UMT5EncoderModel))]
-    assert alive == []
+    assert runtime.validator._conditioning  # the text encoder was used
+    assert runtime.validator.done(0)  # and the VAE
+    assert [type(encoder).__name__ for encoder in living_encoders() if id(encoder) not in others] == []
     assert isinstance(runtime.family, fvd_wan.family.WanFamily)
 
 

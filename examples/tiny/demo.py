@@ -1,6 +1,6 @@
 """The whole path on a CPU, in a few minutes: makes a few clips, then runs the `fvd` commands a user would run.
 
-    python examples/tiny/demo.py [FOLDER]        default: ./demo
+python examples/tiny/demo.py [FOLDER]        default: ./demo
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ def trained_roles(steps: int = 3, seed: int = 0) -> RoleManager:
     for handle in roles.trainable:
         optimizer = OptimizerSpec(learning_rate=1e-2, lr_scheduler="cosine").build_optimizer(handle.trainable_parameters())
         handle.optimizers["main"] = optimizer
-        handle.lr_schedulers["main"] = OptimizerSpec(learning_rate=1e-2, lr_scheduler="cosine").build_lr_scheduler(optimizer, 10)
+        handle.lr_schedulers["main"] = OptimizerSpec(learning_rate=1e-2, lr_scheduler="cosine").build_lr_scheduler(
+            optimizer, 10
+        )
     for _ in range(steps):
         step(roles["critic"])
     return roles
@@ -134,6 +136,14 @@ def test_not_a_checkpoint(tmp_path):
 
 
 def test_what_may_change_between_resumes():
-    old = {"training": {"seed": 0, "max_train_steps": 5, "learning_rate": 1.0}, "method_config": {"a": None}, "plugins": {"only": None}}
-    new = {"training": {"seed": 0, "max_train_steps": 9, "learning_rate": 2.0}, "method_config": {"a": 0}, "plugins": {"only": ["x"]}}
+    old = {
+        "training": {"seed": 0, "max_train_steps": 5, "learning_rate": 1.0},
+        "method_config": {"a": None},
+        "plugins": {"only": None},
+    }
+    new = {
+        "training": {"seed": 0, "max_train_steps": 9, "learning_rate": 2.0},
+        "method_config": {"a": 0},
+        "plugins": {"only": ["x"]},
+    }
     assert changed_keys(old, new) == {"training.learning_rate": (1.0, 2.0), "method_config.a": (None, 0)}

@@ -68,7 +68,13 @@ def test_a_good_file_parses(tmp_path):
     ("old", "new", "key", "line", "hint"),
     [
         ("  method: finetune", "  method: finetune\n  metod: x", "recipe.metod", 4, "method"),
-        ("    path: some-org/some-model", "    path: some-org/some-model\n    trainabel: true", "roles.student.trainabel", 7, "trainable"),
+        (
+            "    path: some-org/some-model",
+            "    path: some-org/some-model\n    trainabel: true",
+            "roles.student.trainabel",
+            7,
+            "trainable",
+        ),
         ("  max_train_steps: 10", "  max_train_steps: 10\n  learnig_rate: 1e-4", "training.learnig_rate", 11, "learning_rate"),
         ("  flow_shift: 3", "  flow_shfit: 3", "pipeline_config.flow_shfit", 12, "flow_shift"),
         ("  timestep_density: uniform", "  timestep_densty: uniform", "method_config.timestep_densty", 14, "timestep_density"),
@@ -110,7 +116,8 @@ def test_learning_rates_mean_what_they_say(tmp_path, yaml_value, parsed):
 def test_explicit_zero_and_false_stay(tmp_path):
     text = FINETUNE.replace(
         "  max_train_steps: 10",
-        "  max_train_steps: 0\n  min_lr_ratio: 0\n  weight_decay: 0\n  training_state_checkpointing_steps: 0\n  log_validation: false",
+        "  max_train_steps: 0\n  min_lr_ratio: 0\n  weight_decay: 0\n"
+        "  training_state_checkpointing_steps: 0\n  log_validation: false",
     )
     training = load(tmp_path, text).require().training
     assert (training.max_train_steps, training.min_lr_ratio, training.weight_decay) == (0, 0, 0)
@@ -264,8 +271,14 @@ method_config:
 def test_files_of_the_field_pass_with_warnings(tmp_path, method):
     """The keys that schema-v2 files in the field carry, whichever of the two methods they name."""
     names = ("student",) if method == "finetune" else ("student", "teacher", "critic")
-    roles = "\n".join(f"  {name}:\n    family: wan\n    path: org/{name}\n    disable_custom_init_weights: true" for name in names)
-    own = "" if method == "finetune" else "  rollout_mode: simulate\n  dmd_denoising_steps: [1000, 850, 700, 550, 350, 275, 200, 125]"
+    roles = "\n".join(
+        f"  {name}:\n    family: wan\n    path: org/{name}\n    disable_custom_init_weights: true" for name in names
+    )
+    own = (
+        ""
+        if method == "finetune"
+        else "  rollout_mode: simulate\n  dmd_denoising_steps: [1000, 850, 700, 550, 350, 275, 200, 125]"
+    )
     loaded = load(tmp_path, FIELD_FILE.format(method=method, roles=roles, method_config=own))
     assert loaded.errors == []
     warned = {problem.key for problem in loaded.problems if problem.severity == "warning"}
@@ -274,7 +287,10 @@ def test_files_of_the_field_pass_with_warnings(tmp_path, method):
 
 def test_requirements_on_plugins(tmp_path):
     assert load(tmp_path, FINETUNE + "plugins: {require: ['fvd-wan>=0.1,<1']}\n").errors == []
-    assert "installed is" in only(load(tmp_path, FINETUNE + "plugins: {require: ['fvd-wan>=99']}\n").errors, "plugins.require").message
+    assert (
+        "installed is"
+        in only(load(tmp_path, FINETUNE + "plugins: {require: ['fvd-wan>=99']}\n").errors, "plugins.require").message
+    )
     assert load(tmp_path, FINETUNE + "plugins: {require: ['fvd-nowhere']}\n").errors
     only_dmd2 = load(tmp_path, FINETUNE + "plugins: {only: [fvd-dmd2]}\n")
     assert {problem.key for problem in only_dmd2.errors} >= {"recipe.family", "recipe.method"}

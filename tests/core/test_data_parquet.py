@@ -16,7 +16,7 @@ import torch
 from fvd.data.parquet import T2V_SCHEMA, TEXT_ONLY_SCHEMA, ParquetClipWriter, open_parquet
 from fvd.data.parquet_schema import pack_tensor, unpack_tensor
 from fvd.data.spec import DataSpec, FieldSpec
-from fvd.errors import DataError
+from fvd.errors import DataError, FvdError
 
 SPEC = DataSpec(
     kind="parquet",
@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_only_whole_files(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # a write beyond 20 kB fails, as on a full disk
     try:
-        with pytest.raises(DataError, match="cannot write .*: " + os.strerror(errno.EFBIG)) as caught:
+        with pytest.raises(FvdError, match="cannot write .*: " + os.strerror(errno.EFBIG)) as caught:
             writer.append(reference_row(1, vae_latent_bytes=big.tobytes(), vae_latent_shape=list(big.shape)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

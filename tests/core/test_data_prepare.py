@@ -383,7 +383,7 @@ def test_a_full_disk_leaves_a_folder_that_can_be_continued(
         real(descriptor)
 
     monkeypatch.setattr("os.fsync", full_after_three)
-    with pytest.raises(DataError, match="No space left on device"):
+    with pytest.raises(FvdError, match="No space left on device"):
         run(clips, tmp_path / "data")
     assert not list((tmp_path / "data").rglob("*.tmp"))
     monkeypatch.undo()

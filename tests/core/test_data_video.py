@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fvd.data.spec import VideoGeometry
 from fvd.data.video import fit, probe, read_clip, write_video
-from fvd.errors import DataError
+from fvd.errors import DataError, FvdError
 from fvd.families import ClipPlan
 
 
@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", disk_full)
-    with pytest.raises(DataError, match="No space left on device"):
+    with pytest.raises(FvdError, match="No space left on device"):
         write_video(path, torch.ones(3, 2, 32, 32), 16)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.mp4"]

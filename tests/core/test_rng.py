@@ -24,7 +24,7 @@ def draws(rng: StepRandom) -> list[torch.Tensor]:
 
 
 def test_seed_is_the_same_on_every_machine_and_python():
-    assert derive_seed("train", 0, 1, 2) == 5754841210034001303
+    assert derive_seed("train", 0, 1, 2) == 3696132909517059204
     code = "from fvd.rng import derive_seed; print(derive_seed('train', 0, 1, 2))"
     for hash_seed in ("1", "2"):
         done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -62,7 +63,7 @@ def test_ode_converges_at_first_order_to_the_exact_map():
     noise = torch.randn(4, 1, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = MEAN + STD * noise
     errors = [float((ode(steps, noise) - exact).abs().max()) for steps in (64, 128, 256, 512)]
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert errors[-1] < 0.01
     assert all(0.85 < order < 1.15 for order in orders), orders
 

@@ -78,7 +78,14 @@ def test_a_step_moves_the_weights_and_reports(make_trainer):
     before = student_weights(trainer)
     metrics = trainer.train_step(batches())
     assert not torch.equal(before, student_weights(trainer))
-    assert metrics.keys() == {"train/loss", "train/level", "train/constant", "grad_norm/student", "lr/student", "skipped/student"}
+    assert metrics.keys() == {
+        "train/loss",
+        "train/level",
+        "train/constant",
+        "grad_norm/student",
+        "lr/student",
+        "skipped/student",
+    }
     assert metrics["train/constant"] == 2.0
     assert metrics["lr/student"] == 1e-2
     assert all(parameter.grad is None for parameter in trainer.runtime.roles["student"].trainable_parameters())

@@ -229,7 +229,7 @@ def test_an_explicit_zero_stays_zero(key):
         ({"timestep_density": "cosmap"}, "uniform"),
         ({"logit_std": -1}, "greater than or equal to 0"),
         ({"logitmean": 1}, "Extra inputs"),
-        ({"attn_kind": "vsa"}, "dense"),
+        ({"attn_kind": "sparse"}, "dense"),
     ],
 )
 def test_bad_settings_are_refused(settings, complaint):

@@ -103,7 +103,9 @@ class Adapter(ABC):
         """The clean latents that the network's output implies, float32."""
         self._missing("predict_x0")
 
-    def predict_noise(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+    def predict_noise(
+        self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense"
+    ) -> Tensor:
         """The Gaussian draw that the network's output implies, float32. Never a velocity."""
         self._missing("predict_noise")
 
@@ -186,5 +188,7 @@ class FlowMatchingAdapter(Adapter):
     def predict_x0(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
         return flow.velocity_to_x0(self.predict(handle, x_t, t, cond, attn_kind=attn_kind), x_t, self.sigma(t))
 
-    def predict_noise(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
+    def predict_noise(
+        self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense"
+    ) -> Tensor:
         return flow.velocity_to_noise(self.predict(handle, x_t, t, cond, attn_kind=attn_kind), x_t, self.sigma(t))

@@ -27,7 +27,9 @@ def export_role(run: TrainedRun, role: str, out: Path, format: str) -> None:
             out.rmdir()
         aside.rename(out)
     except OSError as error:
-        raise FvdError(f"cannot write {out}: {error.strerror or error}", cure="Free some space, or name another folder.") from error
+        raise FvdError(
+            f"cannot write {out}: {error.strerror or error}", cure="Free some space, or name another folder."
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

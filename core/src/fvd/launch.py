@@ -46,7 +46,7 @@ def launch(loaded: LoadedRun, *, resume: str) -> RunOutcome:
     started = time.monotonic()
     with StopSignals() as stop:
         runtime = build_runtime(loaded, resume=resume)
-        given = _describe(runtime, loaded)
+        given = describe_run(runtime, loaded)
         file_handler = log_to_file(runtime.run_dir.logs / "fvd.log")
         try:
             _announce(runtime)
@@ -76,13 +76,6 @@ def build_trackers(runtime: Runtime) -> TrackerGroup:
         except Exception:
             logger.warning("tracker %s could not be started and is left out; the run continues", name, exc_info=True)
     return TrackerGroup(trackers)
-
-
-def _describe(runtime: Runtime, loaded: LoadedRun) -> Path:
-    try:
-        return describe_run(runtime, loaded)
-    except OSError as error:
-        raise CheckpointError(f"cannot write to training.output_dir {runtime.run_dir.path}: {error.strerror or error}") from error
 
 
 def _fit(trainer: Trainer) -> RunOutcome:

@@ -9,7 +9,9 @@ import fvd
 def fvd_samplers() -> list[fvd.SamplerSpec]:
     return [
         fvd.SamplerSpec(name="ode", target="fvd.samplers.ode:sample_ode", summary="the scheduler's own step"),
-        fvd.SamplerSpec(name="sde", target="fvd.samplers.sde:sample_sde", summary="predict x0, re-noise; for few-step students"),
+        fvd.SamplerSpec(
+            name="sde", target="fvd.samplers.sde:sample_sde", summary="predict x0, re-noise; for few-step students"
+        ),
     ]
 
 
@@ -34,6 +36,10 @@ def fvd_dataset_kinds() -> list[fvd.DatasetKindSpec]:
 @fvd.hookimpl
 def fvd_trackers() -> list[fvd.TrackerSpec]:
     return [
-        fvd.TrackerSpec(name="wandb", target="fvd.trackers.wandb:build_wandb", summary="Weights & Biases, offline without a key"),
-        fvd.TrackerSpec(name="tensorboard", target="fvd.trackers.tensorboard:build_tensorboard", summary="TensorBoard event files"),
+        fvd.TrackerSpec(
+            name="wandb", target="fvd.trackers.wandb:build_wandb", summary="Weights & Biases, offline without a key"
+        ),
+        fvd.TrackerSpec(
+            name="tensorboard", target="fvd.trackers.tensorboard:build_tensorboard", summary="TensorBoard event files"
+        ),
     ]

@@ -1,17 +1,16 @@
 """The run directory: what lies where, and who may write into it.
 
-    run.yaml                    the effective run file (a valid run file itself)
-    run.lock.json               which plugins, which versions
-    metrics.jsonl               one line a step
-    checkpoints/step-00000100/  whole, or not there
-    validation/step-00000100/   videos
-    logs/                       fvd.log, the run file as given, the trackers' own files
+run.yaml                    the effective run file (a valid run file itself)
+run.lock.json               which plugins, which versions
+metrics.jsonl               one line a step
+checkpoints/step-00000100/  whole, or not there
+validation/step-00000100/   videos
+logs/                       fvd.log, the run file as given, the trackers' own files
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,7 @@ import yaml
 
 from fvd.config.models import RunConfig, parse_data_path
 from fvd.errors import CheckpointError
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a small file so that it is whole or not there."""
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+from fvd.files import write_text_aside
 
 
 @dataclass(frozen=True)
@@ -72,11 +62,10 @@ class RunDirectory:
 
     def prepare(self, config: RunConfig, lock: dict[str, Any], *, source_name: str, source_text: str) -> Path:
         """Make the directory and write what describes the run. Returns the copy of the run file as given."""
-        self.logs.mkdir(parents=True, exist_ok=True)
-        write_aside(self.run_file, dump_run_file(config))
-        write_aside(self.lock_file, json.dumps(lock, indent=2) + "\n")
         given = self.logs / f"given-{source_name}"
-        write_aside(given, source_text)
+        write_text_aside(given, source_text)
+        write_text_aside(self.lock_file, json.dumps(lock, indent=2) + "\n")
+        write_text_aside(self.run_file, dump_run_file(config))
         return given
 
 

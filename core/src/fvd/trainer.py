@@ -1,11 +1,12 @@
 """The trainer: infrastructure only. It sees a method, a loader and a validator; no role's meaning and no model.
 
-    on_train_start → resume → loop { accumulate: the step yields losses, backward each → clip → one host sync →
-    step and schedule the roles due → zero → log → save → validate } → final save → finish
+on_train_start → resume → loop { accumulate: the step yields losses, backward each → clip → one host sync →
+step and schedule the roles due → zero → log → save → validate } → final save → finish
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -129,8 +130,10 @@ class Trainer:
 
     def loop(self) -> None:
         training = self.runtime.config.training
-        batches = iter(self.runtime.loader)
-        with progress("training", training.max_train_steps, initial=self.step) as bar:
+        with (
+            contextlib.closing(iter(self.runtime.loader)) as batches,
+            progress("training", training.max_train_steps, initial=self.step) as bar,
+        ):
             while self.step < training.max_train_steps and not self.stop.requested:
                 self.step += 1
                 self.stopwatch.start_step()

@@ -95,7 +95,9 @@ class CheckpointManager:
         if not steps:
             raise CheckpointError(f"there is no checkpoint in {self.folder}", cure="Has the run reached its first save?")
         if step is not None and step not in steps:
-            raise CheckpointError(f"there is no checkpoint of step {step} in {self.folder}", cure=f"There are: {_listed(steps)}.")
+            raise CheckpointError(
+                f"there is no checkpoint of step {step} in {self.folder}", cure=f"There are: {_listed(steps)}."
+            )
         return read_checkpoint(self.path(steps[-1] if step is None else step))
 
     def save(self, step: int, roles: RoleManager, *, loader_state: dict[str, Any], config: dict[str, Any]) -> Path:
@@ -121,12 +123,14 @@ class CheckpointManager:
             (aside / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
             _sync(aside)
             _remove(target)
-            os.rename(aside, target)
+            aside.rename(target)
         except (OSError, CheckpointException) as error:
             _remove(aside)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {_reason(error)}",
-                cure=self._what_is_left("Free some space (or name another training.output_dir) and run the same command again: "),
+                cure=self._what_is_left(
+                    "Free some space (or name another training.output_dir) and run the same command again: "
+                ),
             ) from error
         self._forget_old()
         return target
@@ -156,7 +160,7 @@ class CheckpointManager:
         if self.total_limit:
             for step in self.steps()[: -self.total_limit]:
                 going = self.folder / f".{self.path(step).name}.deleting"
-                os.rename(self.path(step), going)
+                self.path(step).rename(going)
                 _remove(going)
 
 
@@ -164,7 +168,9 @@ def load_role_weights(checkpoint: Checkpoint, handle: RoleHandle) -> None:
     """Fill one role's modules, for sampling and export. Raises CheckpointError if the checkpoint has no such role."""
     trained = checkpoint.description["optimizers"]
     if handle.name not in trained:
-        raise CheckpointError(f"{checkpoint.path} holds no weights of role {handle.name}", cure=f"It holds: {', '.join(trained)}.")
+        raise CheckpointError(
+            f"{checkpoint.path} holds no weights of role {handle.name}", cure=f"It holds: {', '.join(trained)}."
+        )
     tensors = {handle.name: module_tensors(handle)}
     _load_tensors(tensors, checkpoint.path)
     restore_modules(handle, tensors[handle.name])

@@ -61,8 +61,9 @@ def _refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
     changes = changed_keys(checkpoint.config, with_absolute_paths(config.as_document()))
     if changes:
         listed = "\n".join(f"    {key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
+        where = f"{checkpoint.path.parent.parent} (step {checkpoint.step})"
         raise CheckpointError(
-            f"the run file does not fit the run in {checkpoint.path.parent.parent} (step {checkpoint.step}). What changed:\n{listed}",
+            f"the run file does not fit the run in {where}. What changed:\n{listed}",
             cure="Undo the changes to continue that run, or name a new training.output_dir to start another.",
         )
 

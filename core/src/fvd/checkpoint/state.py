@@ -50,7 +50,8 @@ def restore_role(handle: RoleHandle, tensors: dict[str, Any]) -> None:
 
 def lr_scheduler_states(roles: RoleManager) -> dict[str, dict[str, Any]]:
     return {
-        handle.name: {key: scheduler.state_dict() for key, scheduler in handle.lr_schedulers.items()} for handle in roles.trainable
+        handle.name: {key: scheduler.state_dict() for key, scheduler in handle.lr_schedulers.items()}
+        for handle in roles.trainable
     }
 
 

@@ -36,5 +36,7 @@ def _print(problems: list[Problem], file: str, ok: bool) -> None:
     for problem in problems:
         print(problem)
     counts = Counter(problem.severity for problem in problems)
-    listed = ", ".join(f"{counts[kind]} {kind}{'s' * (counts[kind] > 1)}" for kind in ("error", "warning", "note") if counts[kind])
+    listed = ", ".join(
+        f"{counts[kind]} {kind}{'s' * (counts[kind] > 1)}" for kind in ("error", "warning", "note") if counts[kind]
+    )
     print(f"{file}: {'ok' if ok else 'not ok'}{f' ({listed})' if listed else ''}")

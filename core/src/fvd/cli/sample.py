@@ -74,7 +74,10 @@ def execute(args: argparse.Namespace) -> int:
     )
     write_video(args.out, adapter.decode(latents)[0], args.fps or run.config.training.validation_fps)
     steps = len(plan.sampling_timesteps) if on_ladder and plan.sampling_timesteps else args.steps or plan.sampling_steps[0]
-    print(f"{args.out}: {handle.name} of step {run.checkpoint.step}, {kind}, {steps} steps, guidance {guidance_scale:g}", file=sys.stderr)
+    print(
+        f"{args.out}: {handle.name} of step {run.checkpoint.step}, {kind}, {steps} steps, guidance {guidance_scale:g}",
+        file=sys.stderr,
+    )
     return 0
 
 

@@ -32,7 +32,15 @@ NO_EFFECT: dict[str, str] = {
     "vae_cpu_offload": "text encoder and VAE are in memory only while they are used",
     "image_encoder_cpu_offload": "text encoder and VAE are in memory only while they are used",
     **dict.fromkeys(
-        ("mode", "inference_mode", "workload_type", "pin_cpu_memory", "dit_cpu_offload", "use_fsdp_inference", "dit_layerwise_offload"),
+        (
+            "mode",
+            "inference_mode",
+            "workload_type",
+            "pin_cpu_memory",
+            "dit_cpu_offload",
+            "use_fsdp_inference",
+            "dit_layerwise_offload",
+        ),
         _UPSTREAM,
     ),
     **dict.fromkeys(("group_frame", "group_resolution", "selective_checkpointing", "enable_torch_compile"), _NOT_YET),
@@ -173,9 +181,7 @@ class _Migration:
 
     def report(self, key: tuple[str, ...], message: str, *, cure: str = "", severity: Severity = "warning") -> None:
         file, line = self.document.locate(key, self.file)
-        self.problems.append(
-            Problem(message=message, key=".".join(key), file=file, line=line, cure=cure, severity=severity)
-        )
+        self.problems.append(Problem(message=message, key=".".join(key), file=file, line=line, cure=cure, severity=severity))
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -22,9 +22,7 @@ from fvd.specs import FamilySpec, MethodSpec
 
 SECTIONS = ("recipe", "roles", "training", "pipeline_config", "pipeline_config_path", "method_config", "plugins")
 
-_SCHEMA_V2 = (
-    "Write recipe: {family, method}, roles: {student: {path: …}}, a flat training: section, pipeline_config: and method_config:."
-)
+_SCHEMA_V2 = "Its sections: recipe {family, method}, roles {student: {path}}, a flat training, pipeline_config, method_config."
 
 
 @dataclass
@@ -108,12 +106,14 @@ class _Reader:
         pipeline_config = self.parse_plugin_config("family", family, "pipeline_config")
         method_config = self.parse_plugin_config("method", method, "method_config")
 
-        parts = (recipe, training, pipeline_config, method_config, plugin_choice, method, family)
-        if any(part is None for part in parts) or any(p.severity == "error" for p in self.problems):
+        if (
+            any(problem.severity == "error" for problem in self.problems)
+            or not (recipe and training and method and plugin_choice)
+            or not isinstance(pipeline_config, PipelineConfig)
+            or not isinstance(method_config, MethodConfig)
+        ):
             self.check_roles_anyway(method, roles)
             return self.result(None)
-        assert recipe and training and method and plugin_choice
-        assert isinstance(pipeline_config, PipelineConfig) and isinstance(method_config, MethodConfig)
         config = RunConfig(
             recipe=recipe,
             roles=roles,
@@ -155,7 +155,9 @@ class _Reader:
         given = data.pop("pipeline_config_path")
         if "pipeline_config" in data:
             self.report(
-                ("pipeline_config_path",), "pipeline_config is given too", cure="Give one of pipeline_config and pipeline_config_path."
+                ("pipeline_config_path",),
+                "pipeline_config is given too",
+                cure="Give one of pipeline_config and pipeline_config_path.",
             )
             return
         path = Path(str(given)).expanduser()
@@ -199,7 +201,9 @@ class _Reader:
     def parse_roles(self) -> dict[str, RoleConfig]:
         given = self.document.data.get("roles")
         if not isinstance(given, dict) or not given:
-            self.report(("roles",), "must name at least one role", cure="For example:  roles: {student: {path: FOLDER_OR_HUB_ID}}")
+            self.report(
+                ("roles",), "must name at least one role", cure="For example:  roles: {student: {path: FOLDER_OR_HUB_ID}}"
+            )
             return {}
         parsed = {role: self.parse(RoleConfig, ("roles", str(role))) for role in given}
         return {role: config for role, config in parsed.items() if config is not None}
@@ -274,7 +278,9 @@ class _Reader:
             allowed = f"Keys of {'.'.join(key[:-1])}: {', '.join(fields) or 'none'}."
             return Problem(message=f"unknown key{hint}", key=dotted, file=file, line=line, cure="" if hint else allowed)
         if detail["type"] == "missing":
-            return Problem(message="is required and not given", key=dotted, file=file, line=line, cure=_description(model, key[-1]))
+            return Problem(
+                message="is required and not given", key=dotted, file=file, line=line, cure=_description(model, key[-1])
+            )
         given = detail["input"]
         message = re.sub(r"^Value error, ", "", detail["msg"])
         shown = "" if isinstance(given, dict) else f", got {given!r}"

@@ -34,7 +34,8 @@ def _roles(ctx: CheckContext) -> list[Problem]:
             problems.append(ctx.problem(f"roles.{name}", message, cure=f"Its roles: {', '.join(ctx.method.roles)}."))
         elif role.trainable is not None and role.trainable != needs.trainable:
             wanted = "trained" if needs.trainable else "frozen"
-            message = f"method {ctx.method.name} needs its {name} {wanted}, and the file says trainable: {str(role.trainable).lower()}"
+            said = str(role.trainable).lower()
+            message = f"method {ctx.method.name} needs its {name} {wanted}, and the file says trainable: {said}"
             cure = f"Write trainable: {str(needs.trainable).lower()}, or leave it out."
             problems.append(ctx.problem(f"roles.{name}.trainable", message, cure=cure))
     return problems
@@ -117,13 +118,18 @@ def _validation(ctx: CheckContext) -> list[Problem]:
     if not path.exists():
         return [
             ctx.problem(
-                "training.validation_dataset_file", f"there is no file {path} here", cure="`fvd run` needs it.", severity="warning"
+                "training.validation_dataset_file",
+                f"there is no file {path} here",
+                cure="`fvd run` needs it.",
+                severity="warning",
             )
         ]
     return []
 
 
-def missing_roles(method: MethodSpec, given: list[str], locate: Callable[[tuple[str, ...]], tuple[str, int | None]]) -> list[Problem]:
+def missing_roles(
+    method: MethodSpec, given: list[str], locate: Callable[[tuple[str, ...]], tuple[str, int | None]]
+) -> list[Problem]:
     """One problem for each role that the method needs and the file does not name."""
     problems = []
     for role, needs in method.roles.items():

@@ -40,7 +40,9 @@ def read_yaml(text: str, file: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         document.problems.append(
-            Problem(message=f"not valid YAML: {error.problem or error.context}", file=file, line=mark.line + 1 if mark else None)
+            Problem(
+                message=f"not valid YAML: {error.problem or error.context}", file=file, line=mark.line + 1 if mark else None
+            )
         )
     except yaml.YAMLError as error:
         document.problems.append(Problem(message=f"not valid YAML: {error}", file=file))

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fvd.data.captions import ClipSource
-from fvd.data.files import written_aside
 from fvd.data.video import VideoProbe, probe
 from fvd.errors import DataError
 from fvd.families import ClipPlan
+from fvd.files import written_aside
 
 ROW_VERSION = 1
 """Part of every row's id: raised when the same clip would be stored differently."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,7 +92,7 @@ class Loader:
             )
         self._epoch, self._position = state["epoch"], state["position"]
 
-    def __iter__(self) -> Iterator[RawBatch]:
+    def __iter__(self) -> Generator[RawBatch, None, None]:
         stream = ReadAhead(self._dataset, self._epochs(), threads=self._read_ahead).__iter__()
         try:
             while True:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fvd.data.files import remove_leftovers, written_aside
+from fvd.files import remove_leftovers, written_aside
 
 STAGING = ".staged"
 """Where rows lie until there are enough for a file; exists only while a preparation is unfinished."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fvd.data.files import remove_leftovers, written_aside
 from fvd.data.parquet_writer import STAGING
 from fvd.errors import DataError
+from fvd.files import remove_leftovers, written_aside
 
 FORMAT = "fvd-data/1"
 MANIFEST = "fvd-data.json"

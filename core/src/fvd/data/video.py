@@ -18,10 +18,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from fvd.data.files import written_aside
 from fvd.data.spec import VideoGeometry
 from fvd.errors import DataError
 from fvd.families import ClipPlan
+from fvd.files import written_aside
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".flv", ".wmv", ".gif")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fvd.files import write_text_aside
 from fvd.trackers.base import Tracker
 
 
@@ -43,6 +43,4 @@ def _keep_until(path: Path, last_step: int) -> None:
             continue
         if step <= last_step:
             kept.append(line + "\n")
-    aside = path.with_suffix(".jsonl.writing")
-    aside.write_text("".join(kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_text_aside(path, "".join(kept))

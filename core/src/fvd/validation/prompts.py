@@ -63,7 +63,9 @@ def _prompt(row: Any, path: Path, index: int, seed: int) -> Prompt:
         for key in CAPTION_KEYS:
             if isinstance(row.get(key), str) and row[key].strip():
                 return Prompt(row[key].strip(), _seed(row, path, index, seed))
-    raise DataError(f"{path}: row {index + 1} has no prompt", cure=f"Give it a column named {', '.join(CAPTION_KEYS[:-1])} or text.")
+    raise DataError(
+        f"{path}: row {index + 1} has no prompt", cure=f"Give it a column named {', '.join(CAPTION_KEYS[:-1])} or text."
+    )
 
 
 def _seed(row: dict[str, Any], path: Path, index: int, default: int) -> int:

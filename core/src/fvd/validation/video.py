@@ -79,7 +79,9 @@ class VideoValidator:
         rows = [
             self._sample(request, steps, index, aside) for steps in request.sampling_steps for index in range(len(self.prompts))
         ]
-        (aside / "prompts.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        (aside / "prompts.jsonl").write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
         self.adapter.release()
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
