@@ -59,15 +59,17 @@ def load_transformer(folder: TransformerFolder, device: torch.device) -> WanTran
 
     transformer, report = _load(folder.path, load)
     _refuse_missing(folder.path, set(report["missing_keys"]))
-    return transformer.to(device=device, dtype=torch.float32).eval()
+    return transformer.to(device).eval()
 
 
 def load_vae(components: Path, device: torch.device) -> AutoencoderKLWan:
     """The VAE in float32: in bfloat16 its colours drift. Raises ModelError."""
     folder = components / "vae"
-    vae, report = _load(folder, lambda: AutoencoderKLWan.from_pretrained(folder, output_loading_info=True))
+    vae, report = _load(
+        folder, lambda: AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
+    )
     _refuse_missing(folder, set(report["missing_keys"]))
-    return vae.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+    return vae.to(device).eval().requires_grad_(False)
 
 
 def load_text_encoder(components: Path, device: torch.device) -> UMT5EncoderModel:

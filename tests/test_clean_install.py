@@ -1,0 +1,155 @@
+"""Wheels in a fresh environment, used as a stranger would. `nox -s wheels` builds them and names their folder.
+
+The tests share one environment and run in the order of this file: the later ones uninstall distributions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+DISTRIBUTIONS = ["fvd-core", "fvd-dmd2", "fvd-finetune", "fvd-wan"]
+
+
+class Environment:
+    """A virtual environment with the four wheels, and a folder to work in, both outside the checkout."""
+
+    def __init__(self, folder: Path, wheels: list[Path]) -> None:
+        self.folder = folder
+        self.work = folder / "work"
+        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+        self.pip("install", "-c", str(ROOT / "constraints.txt"), *map(str, wheels))
+
+    def pip(self, *arguments: str) -> None:
+        subprocess.run([str(self.folder / "venv/bin/python"), "-m", "pip", "-q", *arguments], check=True)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        program, *arguments = command
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "OMP_NUM_THREADS": "2"}
+        return subprocess.run(
+            [str(self.folder / "venv/bin" / program), *arguments],
+            cwd=self.work,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def fvd(self, *arguments: str) -> str:
+        """A command that must succeed; what it printed on stdout."""
+        result = self.run("fvd", *arguments)
+        assert result.returncode == 0, f"fvd {' '.join(arguments)}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    def fvd_fails(self, *arguments: str) -> str:
+        """A command that must end with status 1 and no traceback; what it printed on stderr."""
+        result = self.run("fvd", *arguments)
+        assert result.returncode == 1, f"fvd {' '.join(arguments)}\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr
+        return result.stderr
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory) -> Environment:
+    wheels = sorted(Path(os.environ["FVD_WHEELS"]).glob("*.whl"))
+    assert [wheel.name.split("-")[0].replace("_", "-") for wheel in wheels] == DISTRIBUTIONS
+    environment = Environment(tmp_path_factory.mktemp("stranger"), wheels)
+    load_demo().make_inputs(environment.work)
+    return environment
+
+
+def load_demo():
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples/tiny/demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    return demo
+
+
+def test_requirements_are_satisfied(env):
+    assert env.run("python", "-m", "pip", "check").returncode == 0
+
+
+def test_plugins_list(env):
+    listed = json.loads(env.fvd("plugins", "list", "--json"))
+    assert listed.keys() == {"core", "plugins"}
+    assert [plugin["distribution"] for plugin in listed["plugins"]] == DISTRIBUTIONS
+    assert {plugin["state"] for plugin in listed["plugins"]} == {"ok"}
+    assert {plugin["version"] for plugin in listed["plugins"]} == {listed["core"]["version"]}  # lockstep
+    provided = {name for plugin in listed["plugins"] for name in plugin["provides"]}
+    assert {"family:wan", "method:dmd2", "method:finetune", "sampler:ode", "sampler:sde", "command:wan"} <= provided
+    assert "family:wan" in env.fvd("plugins", "list")
+
+
+def test_everything_a_user_does(env):
+    """The commands of the README, in order; shorter runs."""
+    short = ["--set", "training.max_train_steps=4", "--set", "training.validation_steps=4"]
+    env.fvd("wan", "tiny", "models/wan-tiny")
+    env.fvd("data", "prepare", "clips/", "--family", "wan", "--model", "models/wan-tiny", "--out", "data/clips")
+    env.fvd("check", "finetune.yaml")
+    env.fvd("run", "finetune.yaml", *short)
+    env.fvd("export", "outputs/finetune", "--out", "exported-finetune")
+    env.fvd("check", "dmd2.yaml")
+    env.fvd("run", "dmd2.yaml", *short, "--set", "method_config.generator_update_interval=2")
+    env.fvd("sample", "outputs/dmd2", "--prompt", "a red ball rolling left", "--out", "sample.mp4")
+    env.fvd("export", "outputs/dmd2", "--role", "student", "--to", "diffusers", "--out", "exported")
+    assert (env.work / "sample.mp4").stat().st_size > 0
+    assert len(list(env.work.glob("outputs/*/validation/*/*.mp4"))) == 8
+    reload = "import sys; from diffusers import WanPipeline; WanPipeline.from_pretrained('exported')"
+    assert env.run("python", "-c", reload).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plugins", "list"], ["plugins", "show", "wan"], ["check", "finetune.yaml"], ["schema"]]
+)
+def test_light_commands_load_neither_torch_nor_diffusers(env, arguments):
+    code = (
+        "import sys; from fvd.cli.main import main; status = main(sys.argv[1:]); "
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules); "
+        "sys.exit(f'{status} {heavy}' if status or heavy else 0)"
+    )
+    result = env.run("python", "-c", code, *arguments)
+    assert result.returncode == 0, result.stderr
+
+
+def test_after_uninstalling_a_method_the_rest_works(env):
+    env.pip("uninstall", "-y", "fvd-dmd2")
+    for command in ("run", "check"):
+        result = env.run("fvd", command, "dmd2.yaml")
+        assert result.returncode == 1
+        assert "pip install fvd-dmd2" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    said = env.fvd_fails("run", "dmd2.yaml").splitlines()
+    assert len(said) == 2, said
+    env.fvd("plugins", "list")
+    env.fvd("check", "finetune.yaml")
+    env.fvd("run", "finetune.yaml", "--set", "training.max_train_steps=5", "--set", "training.log_validation=false")
+
+
+def test_core_alone_answers(env):
+    env.pip("uninstall", "-y", "fvd-wan", "fvd-finetune")
+    for arguments in (
+        ["--help"],
+        ["--version"],
+        ["plugins", "list"],
+        ["plugins", "matrix"],
+        ["plugins", "show", "core"],
+        ["schema"],
+    ):
+        env.fvd(*arguments)
+    for arguments in (
+        ["run", "finetune.yaml"],
+        ["sample", "outputs/finetune", "--prompt", "x", "--out", "x.mp4"],
+        ["export", "outputs/finetune", "--out", "x"],
+        ["data", "prepare", "clips/", "--family", "wan", "--model", "models/wan-tiny", "--out", "data/again"],
+    ):
+        assert "pip install fvd-wan" in env.fvd_fails(*arguments)
+    assert env.run("fvd", "check", "finetune.yaml").returncode == 1
+    assert env.run("fvd", "wan", "tiny", "x").returncode in (1, 2)
