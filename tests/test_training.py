@@ -132,15 +132,20 @@ def living_encoders() -> list[torch.nn.Module]:
     return [module for module in modules if isinstance(module, (AutoencoderKLWan, UMT5EncoderModel))]
 
 
-def test_encoders_are_not_in_memory_while_training(tmp_path, write_run_file):
-    """After preparation neither VAE nor text encoder is alive, although both were used."""
+@pytest.mark.parametrize(("method", "validation"), [("finetune", True), ("dmd2", False)])
+def test_encoders_are_not_in_memory_while_training(tmp_path, write_run_file, method, validation):
+    """After preparation neither VAE nor text encoder is alive, although they were used: for prompts and a validation,
+    or for the negative prompt alone."""
     others = {id(encoder) for encoder in living_encoders()}  # of other tests in this process
-    run_file = write_run_file("finetune", output_dir=tmp_path / "out", training={"log_validation": True, "max_train_steps": 1})
+    training = {"log_validation": validation, "max_train_steps": 1}
+    run_file = write_run_file(method, output_dir=tmp_path / "out", training=training)
     runtime = build(run_file)
     with StopSignals() as stop:
         Trainer(runtime, TrackerGroup({}), stop).prepare()
-    assert runtime.validator._conditioning  # the text encoder was used
-    assert runtime.validator.done(0)  # and the VAE
+    if validation:
+        assert runtime.validator.done(0)
+    else:
+        assert runtime.adapter.negative_conditioning(1) is not None
     assert [type(encoder).__name__ for encoder in living_encoders() if id(encoder) not in others] == []
     assert isinstance(runtime.family, fvd_wan.family.WanFamily)
 

@@ -97,6 +97,16 @@ def test_all_problems_come_at_once(tmp_path):
     assert keys == {"training.max_train_steps", "training.sed", "roles"}
 
 
+@pytest.mark.parametrize("value", ["data_path: 5", "data_path: [1, 2]", "data_path: ''", "betas: 0.9", "seed: x", "trackers: {a: 1}"])
+def test_a_wrong_type_is_one_problem(tmp_path, value):
+    """A field that accepts several forms must not report once for each of them."""
+    key = value.partition(":")[0]
+    text = FINETUNE.replace("  data_path: data/clips\n", "" if key == "data_path" else "  data_path: data/clips\n")
+    loaded = load(tmp_path, text.replace("  max_train_steps: 10", f"  max_train_steps: 10\n  {value}"))
+    assert [problem.key for problem in loaded.errors] == [f"training.{key}"]
+    assert loaded.errors[0].line == (10 if key == "data_path" else 11)
+
+
 def test_duplicate_keys_are_reported_with_both_lines(tmp_path):
     text = FINETUNE.replace("  max_train_steps: 10", "  max_train_steps: 10\n  max_train_steps: 20")
     problem = only(load(tmp_path, text).errors, "training.max_train_steps")

@@ -147,6 +147,27 @@ def test_yielding_inside_no_grad_is_refused(make_trainer):
         make_trainer("yield inside with").train_step(batches())
 
 
+class EveryThird(Regress):
+    def roles_to_update(self, iteration):
+        return ["student"] if iteration % 3 == 0 else []
+
+
+def test_a_schedule_counts_the_steps_of_its_role():
+    """A role that steps every third time has decayed when the run ends, not after a third of it."""
+    roles = toy_roles({"student": True})
+    run = toy_run(roles, MethodConfig(), training={"max_train_steps": 30})
+    EveryThird.optimizer_specs = lambda self: {"student": fvd.OptimizerSpec(learning_rate=1.0, lr_scheduler="linear")}
+    method = EveryThird.build(run=run, roles=roles, adapter=ToyAdapter())
+    assert method.count_role_steps(30) == {"student": 10}
+    rates = []
+    for iteration in range(1, 31):
+        for optimizer, scheduler in zip(method.get_optimizers(iteration), method.get_lr_schedulers(iteration), strict=True):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    assert rates == pytest.approx([1 - step / 10 for step in range(10)])
+
+
 def test_metric_means():
     means = MetricMeans()
     for value in (1.0, 2.0, 6.0):

@@ -79,9 +79,18 @@ class MetricMeans:
 
     def to_host(self) -> dict[str, float]:
         tensors = {name: value for name, value in self._sums.items() if isinstance(value, Tensor)}
-        numbers = torch.stack([value.double().reshape(()) for value in tensors.values()]).tolist() if tensors else []
+        numbers = _one_sync(list(tensors.values()))
         sums = {**self._sums, **dict(zip(tensors, numbers, strict=True))}
         return {name: float(value) / self._counts[name] for name, value in sums.items()}
+
+
+def _one_sync(scalars: list[Tensor]) -> list[float]:
+    """The values of 0-dim tensors in one transfer; those of a method may lie on another device than the gradients'."""
+    if not scalars:
+        return []
+    device = next((scalar.device for scalar in scalars if scalar.device.type != "cpu"), scalars[0].device)
+    values: list[float] = torch.stack([scalar.reshape(()).to(device) for scalar in scalars]).tolist()
+    return values
 
 
 class Trainer:
