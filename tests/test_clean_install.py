@@ -5,7 +5,6 @@ The tests share one environment and run in the order of this file: the later one
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -28,6 +27,9 @@ class Environment:
         self.work = folder / "work"
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
         self.pip("install", "-c", str(ROOT / "constraints.txt"), *map(str, wheels))
+        inputs = "import sys, pathlib, demo; demo.make_inputs(pathlib.Path(sys.argv[1]))"
+        python = str(folder / "venv/bin/python")
+        subprocess.run([python, "-c", inputs, str(self.work)], check=True, env={"PYTHONPATH": str(ROOT / "examples/tiny")})
 
     def pip(self, *arguments: str) -> None:
         subprocess.run([str(self.folder / "venv/bin/python"), "-m", "pip", "-q", *arguments], check=True)
@@ -61,16 +63,7 @@ class Environment:
 def env(tmp_path_factory) -> Environment:
     wheels = sorted(Path(os.environ["FVD_WHEELS"]).glob("*.whl"))
     assert [wheel.name.split("-")[0].replace("_", "-") for wheel in wheels] == DISTRIBUTIONS
-    environment = Environment(tmp_path_factory.mktemp("stranger"), wheels)
-    load_demo().make_inputs(environment.work)
-    return environment
-
-
-def load_demo():
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples/tiny/demo.py")
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    return demo
+    return Environment(tmp_path_factory.mktemp("stranger"), wheels)
 
 
 def test_requirements_are_satisfied(env):

@@ -97,7 +97,9 @@ def test_all_problems_come_at_once(tmp_path):
     assert keys == {"training.max_train_steps", "training.sed", "roles"}
 
 
-@pytest.mark.parametrize("value", ["data_path: 5", "data_path: [1, 2]", "data_path: ''", "betas: 0.9", "seed: x", "trackers: {a: 1}"])
+@pytest.mark.parametrize(
+    "value", ["data_path: 5", "data_path: [1, 2]", "data_path: ''", "betas: 0.9", "seed: x", "trackers: {a: 1}"]
+)
 def test_a_wrong_type_is_one_problem(tmp_path, value):
     """A field that accepts several forms must not report once for each of them."""
     key = value.partition(":")[0]
