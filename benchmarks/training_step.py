@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from fvd_wan.tiny import make_tiny_wan
 
 from fvd.config.load import load_run_file
 from fvd.data.parquet import T2V_SCHEMA
@@ -27,6 +26,7 @@ from fvd.runtime import Runtime, build_runtime
 from fvd.signals import StopSignals
 from fvd.trackers.base import TrackerGroup
 from fvd.trainer import Trainer
+from fvd_wan.tiny import make_tiny_wan
 
 BATCH_SIZE = 2
 
@@ -120,7 +120,7 @@ def main() -> None:
         trainer = build_trainer(folder, folder / "wan-tiny")
         candidates = {"fvd": fvd_steps(trainer), "bare loop": bare_steps(trainer.runtime)}
         times: dict[str, list[float]] = {label: [] for label in candidates}
-        for label, step in candidates.items():
+        for step in candidates.values():
             list(milliseconds(step, 5))  # warm-up
         for _ in range(max(1, options.steps // 10)):
             for label, step in candidates.items():

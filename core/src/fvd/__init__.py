@@ -23,9 +23,13 @@ _EXPORTS = {
     "SamplerSpec": "fvd.specs",
     "TrackerSpec": "fvd.specs",
     "ValidatorSpec": "fvd.specs",
+    "DataError": "fvd.errors",
     "FvdError": "fvd.errors",
+    "ModelError": "fvd.errors",
+    "PluginError": "fvd.errors",
     "Problem": "fvd.errors",
     # needs pydantic
+    "CheckContext": "fvd.config.check",
     "MethodConfig": "fvd.config.models",
     "PipelineConfig": "fvd.config.models",
     "RoleConfig": "fvd.config.models",
@@ -40,6 +44,7 @@ _EXPORTS = {
     "FieldSpec": "fvd.data.spec",
     "RawBatch": "fvd.data.spec",
     "VideoGeometry": "fvd.data.spec",
+    "ClipPlan": "fvd.families",
     "Encoders": "fvd.families",
     "Family": "fvd.families",
     "FamilyContext": "fvd.families",
@@ -49,7 +54,12 @@ _EXPORTS = {
     "RoleHandle": "fvd.roles",
     "RoleManager": "fvd.roles",
     "StepRandom": "fvd.rng",
+    "GuidedModel": "fvd.samplers.guidance",
     "Tracker": "fvd.trackers.base",
+    "TrackerContext": "fvd.trackers.base",
+    "Artifact": "fvd.validation.base",
+    "Validator": "fvd.validation.base",
+    "ValidatorContext": "fvd.validation.base",
     "SamplingPlan": "fvd.validation.request",
     "ValidationRequest": "fvd.validation.request",
 }
@@ -76,6 +86,7 @@ if TYPE_CHECKING:
     from fvd.adapters import Batch as Batch
     from fvd.adapters import FlowMatchingAdapter as FlowMatchingAdapter
     from fvd.adapters import RoleView as RoleView
+    from fvd.config.check import CheckContext as CheckContext
     from fvd.config.models import MethodConfig as MethodConfig
     from fvd.config.models import PipelineConfig as PipelineConfig
     from fvd.config.models import RoleConfig as RoleConfig
@@ -85,8 +96,12 @@ if TYPE_CHECKING:
     from fvd.data.spec import FieldSpec as FieldSpec
     from fvd.data.spec import RawBatch as RawBatch
     from fvd.data.spec import VideoGeometry as VideoGeometry
+    from fvd.errors import DataError as DataError
     from fvd.errors import FvdError as FvdError
+    from fvd.errors import ModelError as ModelError
+    from fvd.errors import PluginError as PluginError
     from fvd.errors import Problem as Problem
+    from fvd.families import ClipPlan as ClipPlan
     from fvd.families import Encoders as Encoders
     from fvd.families import Family as Family
     from fvd.families import FamilyContext as FamilyContext
@@ -97,6 +112,7 @@ if TYPE_CHECKING:
     from fvd.rng import StepRandom as StepRandom
     from fvd.roles import RoleHandle as RoleHandle
     from fvd.roles import RoleManager as RoleManager
+    from fvd.samplers.guidance import GuidedModel as GuidedModel
     from fvd.specs import CommandSpec as CommandSpec
     from fvd.specs import DatasetKindSpec as DatasetKindSpec
     from fvd.specs import FamilySpec as FamilySpec
@@ -107,5 +123,9 @@ if TYPE_CHECKING:
     from fvd.specs import TrackerSpec as TrackerSpec
     from fvd.specs import ValidatorSpec as ValidatorSpec
     from fvd.trackers.base import Tracker as Tracker
+    from fvd.trackers.base import TrackerContext as TrackerContext
+    from fvd.validation.base import Artifact as Artifact
+    from fvd.validation.base import Validator as Validator
+    from fvd.validation.base import ValidatorContext as ValidatorContext
     from fvd.validation.request import SamplingPlan as SamplingPlan
     from fvd.validation.request import ValidationRequest as ValidationRequest

@@ -153,13 +153,24 @@ class RoleView:
     handle: RoleHandle
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
-        return self.adapter.predict(self.handle, x_t, t, cond, attn_kind=attn_kind)
+        return self._checked("predict", self.adapter.predict(self.handle, x_t, t, cond, attn_kind=attn_kind), x_t)
 
     def predict_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
-        return self.adapter.predict_x0(self.handle, x_t, t, cond, attn_kind=attn_kind)
+        return self._checked("predict_x0", self.adapter.predict_x0(self.handle, x_t, t, cond, attn_kind=attn_kind), x_t)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
-        return self.adapter.predict_noise(self.handle, x_t, t, cond, attn_kind=attn_kind)
+        return self._checked("predict_noise", self.adapter.predict_noise(self.handle, x_t, t, cond, attn_kind=attn_kind), x_t)
+
+    def _checked(self, primitive: str, output: Tensor, x_t: Tensor) -> Tensor:
+        """A wrong shape would broadcast in a loss and train on nonsense; it costs nothing to look."""
+        if isinstance(output, Tensor) and output.shape == x_t.shape and output.dtype == torch.float32:
+            return output
+        got = f"{list(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+        adapter = type(self.adapter)
+        raise PluginError(
+            f"{adapter.__module__}.{adapter.__name__}.{primitive} must return float32 of shape {list(x_t.shape)}, got {got}",
+            cure=f"This is an error of the family {self.handle.family}; report it to its authors.",
+        )
 
 
 class FlowMatchingAdapter(Adapter):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import fvd
-from fvd.errors import FvdError
+from fvd.files import folder_written_aside
 from fvd.inference import TrainedRun
 
 PROVENANCE = "fvd-export.json"
@@ -17,21 +16,9 @@ PROVENANCE = "fvd-export.json"
 def export_role(run: TrainedRun, role: str, out: Path, format: str) -> None:
     """Write ``out``, whole or not at all. Raises FvdError for an unknown role or format, or a disk that refuses."""
     handle = run.load_role(role)
-    aside = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with folder_written_aside(out) as aside:
         run.family.export(handle, aside, format)
         (aside / PROVENANCE).write_text(json.dumps(_provenance(run, role), indent=2) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    except OSError as error:
-        raise FvdError(
-            f"cannot write {out}: {error.strerror or error}", cure="Free some space, or name another folder."
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _provenance(run: TrainedRun, role: str) -> dict[str, object]:

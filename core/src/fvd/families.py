@@ -25,12 +25,11 @@ class FamilyContext:
 
     config: ``pipeline_config`` as parsed by the family's own model.
     components_path: the folder or hub id that the shared parts come from (VAE, text encoder, tokenizer, scheduler):
-        ``pipeline_config.components_path``, or else the path of the first role of this family in the run file.
+        ``pipeline_config.components_path``, or else the path of the first role in the run file.
     geometry: the size of the videos of this run, where the run file gives one.
     latent_frames: ``training.num_latent_t`` where given: it crops data and overrides ``geometry.num_frames``.
     conditioning_dropout_rate: above 0, `Adapter.on_train_start` must prepare what replaces a dropped condition.
-    gradient_checkpointing: recompute activations in the backward pass of trainable roles.
-    autocast_dtype: the compute dtype of the networks; None = float32 throughout.
+    autocast_dtype: the compute dtype of the networks; None = float32 throughout. Frozen roles may be stored in it.
     """
 
     config: PipelineConfig
@@ -39,7 +38,6 @@ class FamilyContext:
     geometry: VideoGeometry | None = None
     latent_frames: int | None = None
     conditioning_dropout_rate: float = 0.0
-    gradient_checkpointing: bool = False
     autocast_dtype: torch.dtype | None = None
 
 
@@ -85,8 +83,8 @@ class Family(ABC):
 
     @abstractmethod
     def load_role(self, name: str, spec: RoleConfig) -> RoleHandle:
-        """Load the networks of one role: float32 master weights on the context's device, ``requires_grad`` set from
-        ``spec.trainable``. Raises ModelError for a folder of another kind."""
+        """Load the networks of one role onto the context's device, ``requires_grad`` set from ``spec.trainable`` (always
+        said by now): float32 master weights where it is trained. Raises ModelError for a folder of another kind."""
 
     @abstractmethod
     def build_adapter(self, roles: RoleManager) -> Adapter:
@@ -102,7 +100,7 @@ class Family(ABC):
         """For `fvd data prepare`. May load VAE and text encoder lazily."""
 
     def shard_units(self, handle: RoleHandle) -> list[nn.Module]:
-        """The repeated blocks of a role: what is sharded, and recomputed under activation checkpointing."""
+        """The repeated blocks of a role: what is recomputed under ``enable_gradient_checkpointing_type: full``."""
         return []
 
     @abstractmethod

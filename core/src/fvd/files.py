@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from fvd.errors import FvdError
+
+ASIDE, DELETING = ".writing", ".deleting"
+"""Suffixes of folders on their way in and out."""
 
 
 @contextmanager
@@ -35,6 +39,62 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
             f"cannot write {path}: {error.strerror or error}",
             cure="What was written before is whole. Make room (or see to the permissions), then run the command again.",
         ) from error
+
+
+@contextmanager
+def folder_written_aside(target: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of ``target`` (if it exists) when the block ends without an error.
+
+    Everything is on the disk (fsync) before the name is. After an error nothing of it is left, and ``target`` is as it
+    was. Raises FvdError when the system refuses.
+    """
+    aside = target.with_name(f".{target.name}{ASIDE}")
+    old = target.with_name(f".{target.name}{DELETING}")
+    try:
+        try:
+            _remove(aside)
+            aside.mkdir(parents=True)
+            yield aside
+            _sync(aside)
+            if target.exists():
+                _remove(old)
+                target.rename(old)
+            aside.rename(target)
+        finally:
+            _remove(aside)
+            _remove(old)
+    except OSError as error:
+        raise FvdError(
+            f"cannot write {target}: {error.strerror or error}", cure="Make room, or name another folder."
+        ) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that a kill in the middle leaves no half of it under its name."""
+    going = folder.with_name(f".{folder.name}{DELETING}")
+    folder.rename(going)
+    _remove(going)
+
+
+def remove_folder_leftovers(parent: Path) -> None:
+    """Delete what a killed `folder_written_aside` or `remove_folder` left in ``parent``."""
+    for suffix in (ASIDE, DELETING):
+        for leftover in parent.glob(f".*{suffix}"):
+            _remove(leftover)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text_aside(path: Path, text: str) -> None:

@@ -106,14 +106,3 @@ def fvd_checkpoint_saved(run: Runtime, event: CheckpointEvent) -> None:
 @hookspec
 def fvd_run_end(run: Runtime, outcome: RunOutcome) -> None:
     """The run has ended: finished, stopped by a signal, or failed."""
-
-
-DESCRIPTOR_HOOKS = (
-    "fvd_families",
-    "fvd_methods",
-    "fvd_samplers",
-    "fvd_validators",
-    "fvd_dataset_kinds",
-    "fvd_trackers",
-    "fvd_commands",
-)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fvd.checkpoint.manager import Checkpoint, CheckpointManager, load_role_weights
 from fvd.config.load import load_run_file
 from fvd.config.models import RunConfig
@@ -16,7 +18,8 @@ from fvd.methods import Method
 from fvd.plugins import Plugins
 from fvd.roles import RoleHandle
 from fvd.rundir import RunDirectory
-from fvd.runtime import build_family, choose_device
+from fvd.runtime import build_family, family_spec
+from fvd.specs import FamilySpec
 from fvd.validation.request import SamplingPlan
 
 
@@ -37,8 +40,15 @@ class TrainedRun:
     @property
     def latent_shape(self) -> tuple[int, int, int, int] | None:
         """The (C, T, H, W) that the run was trained on, where it is known."""
-        shape = json.loads(self.run_dir.lock_file.read_text(encoding="utf-8")).get("latent_shape")
-        return tuple(shape) if shape else None
+        try:
+            shape = json.loads(self.run_dir.lock_file.read_text(encoding="utf-8"))["latent_shape"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return tuple(shape)
+
+    @property
+    def family_spec(self) -> FamilySpec:
+        return family_spec(self.config, self.plugins)
 
     def load_role(self, name: str) -> RoleHandle:
         """One role with its trained weights (its original ones if the run keeps it frozen)."""
@@ -52,7 +62,7 @@ class TrainedRun:
         return handle
 
 
-def open_run(path: Path, *, step: int | None = None, disable: Sequence[str] = ()) -> TrainedRun:
+def open_run(path: Path, *, device: torch.device, step: int | None = None, disable: Sequence[str] = ()) -> TrainedRun:
     """Raises FvdError for a folder that is no run, or has no checkpoint (of that step)."""
     run_dir = RunDirectory(path.expanduser().absolute())
     if not run_dir.run_file.exists():
@@ -60,4 +70,4 @@ def open_run(path: Path, *, step: int | None = None, disable: Sequence[str] = ()
     loaded = load_run_file(run_dir.run_file, disable=disable)
     config = loaded.require()
     checkpoint = CheckpointManager(run_dir.checkpoints).find(step)
-    return TrainedRun(run_dir, config, loaded.plugins, build_family(config, loaded.plugins, choose_device()), checkpoint)
+    return TrainedRun(run_dir, config, loaded.plugins, build_family(config, loaded.plugins, device), checkpoint)

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from fvd.config.load import LoadedRun
 from fvd.errors import CheckpointError, FvdError
 from fvd.runtime import Runtime, build_runtime, describe_run
@@ -46,19 +48,26 @@ def launch(loaded: LoadedRun, *, resume: str) -> RunOutcome:
     started = time.monotonic()
     with StopSignals() as stop:
         runtime = build_runtime(loaded, resume=resume)
-        given = describe_run(runtime, loaded)
-        file_handler = log_to_file(runtime.run_dir.logs / "fvd.log")
-        try:
-            _announce(runtime)
-            trackers = build_trackers(runtime)
-            trackers.log_file(given)
-            trainer = Trainer(runtime, trackers, stop)
-            outcome = _fit(trainer)
-        finally:
-            logger.removeHandler(file_handler)
-            file_handler.close()
+        with runtime.run_dir.locked():
+            trainer, outcome = _train(runtime, loaded, stop)
     _farewell(runtime, trainer, outcome, time.monotonic() - started)
     return outcome
+
+
+def _train(runtime: Runtime, loaded: LoadedRun, stop: StopSignals) -> tuple[Trainer, RunOutcome]:
+    runtime.checkpoints.remove_leftovers()
+    runtime.run_dir.forget_after(runtime.start_step)
+    given = describe_run(runtime, loaded)
+    file_handler = log_to_file(runtime.run_dir.logs / "fvd.log")
+    try:
+        _announce(runtime)
+        trackers = build_trackers(runtime)
+        trackers.log_file(given)
+        trainer = Trainer(runtime, trackers, stop)
+        return trainer, _fit(trainer)
+    finally:
+        logger.removeHandler(file_handler)
+        file_handler.close()
 
 
 def build_trackers(runtime: Runtime) -> TrackerGroup:
@@ -85,6 +94,12 @@ def _fit(trainer: Trainer) -> RunOutcome:
         raise  # says itself what is left
     except FvdError as error:
         raise FvdError(error.message, cure=f"{error.cure}\n{trainer.where_to_continue()}".strip()) from error
+    except torch.cuda.OutOfMemoryError as error:
+        raise FvdError(
+            f"the GPU ran out of memory at step {trainer.step}: {str(error).splitlines()[0]}",
+            cure="Lower training.train_batch_size, the video size or the number of frames, or set "
+            f"training.enable_gradient_checkpointing_type: full. {trainer.where_to_continue()}",
+        ) from error
     except Exception:
         logger.error("the run failed at step %d. %s", trainer.step, trainer.where_to_continue())
         raise
@@ -101,10 +116,15 @@ def _announce(runtime: Runtime) -> None:
         training.max_train_steps,
         samples,
         runtime.loader.samples_per_epoch,
-        runtime.device,
+        _device_name(runtime),
     )
     if runtime.resume_from:
         logger.info("continuing from %s", runtime.resume_from.path)
+
+
+def _device_name(runtime: Runtime) -> str:
+    dtype = runtime.family.context.autocast_dtype
+    return f"{runtime.device} in {'float32' if dtype is None else str(dtype).removeprefix('torch.')}"
 
 
 def _farewell(runtime: Runtime, trainer: Trainer, outcome: RunOutcome, seconds: float) -> None:

@@ -6,7 +6,7 @@ alive together. A method never yields inside a ``with`` block: the grad mode or 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -23,7 +23,7 @@ from fvd.roles import RoleManager
 from fvd.validation.request import SamplingPlan, ValidationRequest
 
 if TYPE_CHECKING:
-    from fvd.config.models import MethodConfig, RunConfig
+    from fvd.config.models import RunConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Loss:
 
     name: how it is logged. value: 0-dim, float32, mean over the micro-batch. role: whose parameters it reaches.
     ctx: handed to `Adapter.backward`. metrics: further scalars to log, floats or detached 0-dim tensors (no host sync
-    in a method: the trainer makes one a step); averaged over the micro-batches in which they appear.
+    in a method: the trainer makes one a step); averaged over the micro-batches in which they appear. counts: the same,
+    but summed over the micro-batches.
     """
 
     name: str
@@ -40,16 +41,18 @@ class Loss:
     role: str
     ctx: object | None = None
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    counts: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """Base class of every method.
 
-    Subclasses set ``config_class`` and ``role_names``, and write `optimizer_specs`, `single_train_step` and, where
-    roles move at different rates, `roles_to_update`.
+    Subclasses set ``role_names`` (those of the descriptor) and write `optimizer_specs`, `single_train_step` and, where
+    roles move at different rates, `roles_to_update`. ``run.method_config`` is the parsed `fvd.MethodConfig` that the
+    descriptor names. Buffers and parameters that a method registers on itself (an average, a counter) are saved and
+    restored with the checkpoint; gradients reach the roles' modules only.
     """
 
-    config_class: ClassVar[type[MethodConfig]]
     role_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, *, run: RunConfig, roles: RoleManager, adapter: Adapter) -> None:

@@ -8,9 +8,14 @@ import fvd
 @fvd.hookimpl
 def fvd_samplers() -> list[fvd.SamplerSpec]:
     return [
-        fvd.SamplerSpec(name="ode", target="fvd.samplers.ode:sample_ode", summary="the scheduler's own step"),
+        fvd.SamplerSpec(name="ode", target="fvd.samplers.ode:sample_ode", summary="the scheduler's own step", scheduler="ode"),
         fvd.SamplerSpec(
-            name="sde", target="fvd.samplers.sde:sample_sde", summary="predict x0, re-noise; for few-step students"
+            name="sde",
+            target="fvd.samplers.sde:sample_sde",
+            summary="predict x0, re-noise; for few-step students",
+            scheduler="sde",
+            takes_timesteps=True,
+            few_step=True,
         ),
     ]
 

@@ -26,12 +26,19 @@ def seeded_generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*key))
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on ``device``. Through pinned memory to a GPU: a copy from pageable memory waits for all queued work."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def randn_per_sample(
     shape: Sequence[int], generators: Sequence[torch.Generator], *, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Standard normal [B, *shape], sample b drawn from ``generators[b]``."""
     draws = [torch.randn(tuple(shape), generator=generator, dtype=torch.float32) for generator in generators]
-    return torch.stack(draws).to(device=device, dtype=dtype)
+    return to_device(torch.stack(draws).to(dtype), device)
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,12 @@ class StepRandom:
     def rand(self) -> Tensor:
         """Uniform in [0, 1), one a sample: [B], float32."""
         draws = [torch.rand((), generator=generator) for generator in self.per_sample]
-        return torch.stack(draws).to(self.device)
+        return to_device(torch.stack(draws), self.device)
 
     def randn(self) -> Tensor:
         """Standard normal, one a sample: [B], float32."""
         draws = [torch.randn((), generator=generator) for generator in self.per_sample]
-        return torch.stack(draws).to(self.device)
+        return to_device(torch.stack(draws), self.device)
 
     def shared_index(self, count: int) -> int:
         """One integer in [0, count), the same for the whole step."""

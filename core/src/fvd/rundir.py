@@ -11,15 +11,18 @@ logs/                       fvd.log, the run file as given, the trackers' own fi
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from fvd.config.models import RunConfig, parse_data_path
 from fvd.errors import CheckpointError
-from fvd.files import write_text_aside
+from fvd.files import remove_folder, remove_folder_leftovers, write_text_aside
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,48 @@ class RunDirectory:
         """Raise CheckpointError for a folder that holds something else than a run."""
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"training.output_dir {self.path} is a file", cure="Name a folder.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.run_file.exists():
+        if self.path.is_dir() and not self.run_file.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise CheckpointError(
                 f"training.output_dir {self.path} is not empty and holds no fvd run",
                 cure="Name an empty or a new folder; nothing in this one was touched.",
             )
+
+    def has_steps(self) -> bool:
+        """Whether a run has logged a step here."""
+        return self.run_file.exists() and self.metrics_file.exists() and self.metrics_file.stat().st_size > 0
+
+    def read_document(self) -> dict[str, Any]:
+        """The effective run file, as plain data. Raises CheckpointError when it cannot be read."""
+        try:
+            document = yaml.safe_load(self.run_file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise CheckpointError(f"cannot read {self.run_file}: {error}", cure="Name another training.output_dir.") from None
+        if not isinstance(document, dict):
+            raise CheckpointError(f"{self.run_file} is not a run file", cure="Name another training.output_dir.")
+        return document
+
+    def forget_after(self, step: int) -> None:
+        """Remove the videos of steps that are made again: all of them when the run starts, else those after ``step``."""
+        remove_folder_leftovers(self.validation)
+        for folder in self.validation.glob("step-*"):
+            if step == 0 or int(folder.name.removeprefix("step-")) > step:
+                remove_folder(folder)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for one process. Raises CheckpointError when another one has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise CheckpointError(
+                f"another process is running in {self.path}", cure="Wait for it, stop it, or name another training.output_dir."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def prepare(self, config: RunConfig, lock: dict[str, Any], *, source_name: str, source_text: str) -> Path:
         """Make the directory and write what describes the run. Returns the copy of the run file as given."""

@@ -11,25 +11,30 @@ from pathlib import Path
 
 import torch
 
-from fvd.adapters import Adapter
+from fvd.adapters import Adapter, LatentsSource
 from fvd.checkpoint.manager import Checkpoint, CheckpointManager
 from fvd.checkpoint.resume import find_resume_point
 from fvd.config.load import LoadedRun
 from fvd.config.models import RunConfig
 from fvd.data.loader import Loader, build_loader
 from fvd.data.spec import DataSpec, VideoGeometry
-from fvd.errors import FvdError
+from fvd.errors import DataError
 from fvd.families import Family, FamilyContext
 from fvd.methods import Method
 from fvd.plugins import Plugins
 from fvd.plugins.lock import plugin_lock
+from fvd.recompute import recompute_activations
 from fvd.roles import RoleHandle, RoleManager
 from fvd.rundir import RunDirectory
-from fvd.specs import Spec
+from fvd.samplers.sampling import check_plan, load_sampler
+from fvd.specs import FamilySpec, MethodSpec, Spec
+from fvd.step_contract import check_method
+from fvd.validation.base import Validator, ValidatorContext
 from fvd.validation.prompts import Prompt, read_prompts
-from fvd.validation.video import VideoValidator
 
 logger = logging.getLogger(__name__)
+
+LatentShape = tuple[int, int, int, int]
 
 
 @dataclass
@@ -47,9 +52,9 @@ class Runtime:
     adapter: Adapter
     method: Method
     loader: Loader
-    validator: VideoValidator | None
-    latent_shape: tuple[int, int, int, int] | None
-    """(C, T, H, W) of the videos of this run; None where neither the run file nor the data say."""
+    validator: Validator | None
+    latent_shape: LatentShape
+    """(C, T, H, W) of the videos of this run."""
 
     @property
     def start_step(self) -> int:
@@ -57,55 +62,43 @@ class Runtime:
 
 
 def build_runtime(loaded: LoadedRun, *, resume: str) -> Runtime:
-    """Build everything that ``loaded`` asks for, and write the run directory's description of it.
+    """Build everything that ``loaded`` asks for; nothing is written.
 
     Raises FvdError for whatever a user can mend: another run's directory, data, models.
     """
     config, plugins = loaded.require(), loaded.plugins
-    run_dir = RunDirectory(_output_dir(config))
+    run_dir = RunDirectory(Path(config.training.output_dir).expanduser().absolute())
     checkpoints = CheckpointManager(run_dir.checkpoints, total_limit=config.training.checkpoints_total_limit)
     resume_from = find_resume_point(config, resume, run_dir, checkpoints)
 
     device = choose_device()
     family = build_family(config, plugins, device)
     method_class: type[Method] = plugins.load("method", config.recipe.method)
+    check_plan(method_class.sampling_plan(config), plugins, family_spec(config, plugins))
     data_spec = family.data_spec()
-    loader = build_loader(config, plugins, data_spec, needs_latents=method_class.latents_source(config) == "data")
+    latents_source = method_class.latents_source(config)
+    loader = build_loader(config, plugins, data_spec, needs_latents=latents_source == "data")
     prompts = _read_prompts(config)
 
     roles = RoleManager([_load_role(family, name, config) for name in config.roles])
     adapter = family.build_adapter(roles)
     method = method_class.build(run=config, roles=roles, adapter=adapter)
-    latent_shape = sample_shape(config, adapter, loader, data_spec)
-    validator = None
-    if prompts:
-        if latent_shape is None:
-            raise FvdError(
-                "nothing says how large validation videos should be: the data hold text only",
-                cure="Set training.num_frames, training.num_height and training.num_width.",
-            )
-        validator = VideoValidator(
-            adapter=adapter,
-            load_sampler=lambda kind: plugins.load("sampler", kind),
-            prompts=prompts,
-            latent_shape=latent_shape,
-            output_dir=run_dir.validation,
-            fps=config.training.validation_fps,
-        )
+    check_method(method, method_spec(config, plugins))
+    latent_shape = resolve_latent_shape(config, adapter, loader, data_spec, latents_source)
     return Runtime(
-        config,
-        plugins,
-        device,
-        run_dir,
-        checkpoints,
-        resume_from,
-        family,
-        roles,
-        adapter,
-        method,
-        loader,
-        validator,
-        latent_shape,
+        config=config,
+        plugins=plugins,
+        device=device,
+        run_dir=run_dir,
+        checkpoints=checkpoints,
+        resume_from=resume_from,
+        family=family,
+        roles=roles,
+        adapter=adapter,
+        method=method,
+        loader=loader,
+        validator=_build_validator(config, plugins, adapter, prompts, latent_shape, run_dir) if prompts else None,
+        latent_shape=latent_shape,
     )
 
 
@@ -131,7 +124,6 @@ def build_family(config: RunConfig, plugins: Plugins, device: torch.device) -> F
         geometry=video_geometry(config),
         latent_frames=training.num_latent_t,
         conditioning_dropout_rate=training.training_cfg_rate,
-        gradient_checkpointing=training.enable_gradient_checkpointing_type == "full",
         autocast_dtype=_autocast_dtype(config, device),
     )
     return plugins.load("family", config.recipe.family)(context)
@@ -144,33 +136,89 @@ def video_geometry(config: RunConfig) -> VideoGeometry | None:
     return None
 
 
-def sample_shape(config: RunConfig, adapter: Adapter, loader: Loader, spec: DataSpec) -> tuple[int, int, int, int] | None:
-    """(C, T, H, W) of what the run samples: the run file's size, or else that of the data, if it holds latents."""
-    geometry = video_geometry(config)
-    if geometry:
-        channels, frames, height, width = adapter.latent_shape(geometry)
-        return channels, config.training.num_latent_t or frames, height, width
+def resolve_latent_shape(
+    config: RunConfig, adapter: Adapter, loader: Loader, spec: DataSpec, latents_source: LatentsSource
+) -> LatentShape:
+    """The one (C, T, H, W) that a run trains and samples at: the run file's size, or else that of the data.
+
+    Raises DataError where both say something and latents of the data are trained on, or where neither does.
+    """
+    geometry, crop = video_geometry(config), config.training.num_latent_t
+    from_file = _cropped(adapter.latent_shape(geometry), crop) if geometry else None
+    from_data = _cropped(data_shape, crop) if (data_shape := _shape_of_data(loader, spec)) else None
+    if latents_source == "data" and from_file and from_data and from_file != from_data:
+        raise DataError(
+            f"the data's latents are {list(from_data)}, and the size in the run file makes {list(from_file)} (C, T, H, W)",
+            cure="Correct training.num_frames, num_height, num_width, num_latent_t, leave them out, or prepare the data anew.",
+        )
+    shape = from_file or from_data
+    if shape is None:
+        raise DataError(
+            "nothing says how large the videos are: the data hold text only",
+            cure="Set training.num_frames, training.num_height and training.num_width.",
+        )
+    return shape
+
+
+def _shape_of_data(loader: Loader, spec: DataSpec) -> LatentShape | None:
     for field in spec.fields:
         if field.source == "latents" and field.name in loader.shapes:
             channels, frames, height, width = (loader.shapes[field.name][axis] for axis in field.axes)
-            return channels, min(frames, config.training.num_latent_t or frames), height, width
+            return channels, frames, height, width
     return None
+
+
+def _cropped(shape: LatentShape, frames: int | None) -> LatentShape:
+    return (shape[0], min(shape[1], frames or shape[1]), shape[2], shape[3])
+
+
+def family_spec(config: RunConfig, plugins: Plugins) -> FamilySpec:
+    spec = plugins.spec("family", config.recipe.family)
+    assert isinstance(spec, FamilySpec)
+    return spec
+
+
+def method_spec(config: RunConfig, plugins: Plugins) -> MethodSpec:
+    spec = plugins.spec("method", config.recipe.method)
+    assert isinstance(spec, MethodSpec)
+    return spec
 
 
 def used_specs(config: RunConfig, plugins: Plugins, method: Method) -> list[Spec]:
     """The descriptors of everything that this run uses."""
     kinds = [("family", config.role_family(role)) for role in config.roles]
     kinds += [("method", config.recipe.method), ("sampler", method.sampling_plan(config).sampler_kind)]
+    kinds += [("validator", family_spec(config, plugins).validator)]
     kinds += [("tracker", name) for name in config.training.trackers]
     return [plugins.spec(kind, name) for kind, name in dict.fromkeys(kinds)]
 
 
-def _output_dir(config: RunConfig) -> Path:
-    return Path(config.training.output_dir).expanduser().absolute()
+def _build_validator(
+    config: RunConfig,
+    plugins: Plugins,
+    adapter: Adapter,
+    prompts: list[Prompt],
+    latent_shape: LatentShape,
+    run_dir: RunDirectory,
+) -> Validator:
+    context = ValidatorContext(
+        adapter=adapter,
+        load_sampler=lambda kind: load_sampler(plugins, kind),
+        prompts=prompts,
+        latent_shape=latent_shape,
+        output_dir=run_dir.validation,
+        fps=config.training.validation_fps,
+    )
+    validator: Validator = plugins.load("validator", family_spec(config, plugins).validator)(context)
+    return validator
 
 
 def _autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:
-    wanted = config.training.mixed_precision == "bf16" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    wanted = (
+        config.training.mixed_precision == "bf16"
+        and device.type == "cuda"
+        and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
     return torch.bfloat16 if wanted else None
 
 
@@ -183,6 +231,8 @@ def _read_prompts(config: RunConfig) -> list[Prompt]:
 
 def _load_role(family: Family, name: str, config: RunConfig) -> RoleHandle:
     handle = family.load_role(name, config.roles[name])
+    if handle.trainable and config.training.enable_gradient_checkpointing_type == "full":
+        recompute_activations(family, handle)
     parameters = sum(parameter.numel() for module in handle.modules.values() for parameter in module.parameters())
     state = "trained" if handle.trainable else "frozen"
     logger.info("role %-8s %s  %s parameters, %s", name, config.roles[name].path, _human(parameters), state)

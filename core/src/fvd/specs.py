@@ -46,10 +46,14 @@ def _check_target(what: str, target: str) -> None:
         raise ValueError(f"{what} must look like 'package.module:attribute', got {target!r}")
 
 
-def _check_primitives(what: str, names: Collection[str]) -> frozenset[str]:
+def _check_names(what: str, names: Collection[str]) -> frozenset[str]:
     if isinstance(names, str):
         raise TypeError(f"{what} must be a set of names, got the string {names!r}")
-    for name in names:
+    return frozenset(names)
+
+
+def _check_primitives(what: str, names: Collection[str]) -> frozenset[str]:
+    for name in _check_names(what, names):
         if name not in PRIMITIVES:
             raise ValueError(f"{what}: unknown primitive {name!r}{did_you_mean(name, PRIMITIVES)}")
     return frozenset(names)
@@ -84,20 +88,25 @@ class FamilySpec(Spec):
     provides: Collection[str]
     """The primitives that this family's adapter implements; the conformance kit proves the claim."""
     samplers: Collection[str] = frozenset()
-    """Sampler kinds for which the adapter's ``scheduler(kind)`` returns one."""
+    """Kinds for which the adapter's ``scheduler(kind)`` returns one. A sampler of any name runs on every family that has
+    the kind it asks for (`SamplerSpec.scheduler`)."""
     attn_kinds: Collection[str] = frozenset({"dense"})
     """Values of ``attn_kind`` that ``predict`` understands."""
     latent_space: str = ""
     """Families that name the same latent space may serve roles of one run. Empty: only with itself."""
     validator: str = "video"
     """Name of the validator that samples this family during training."""
+    export_formats: tuple[str, ...] = ("diffusers",)
+    """What ``export`` writes; `fvd export` takes the first unless told otherwise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_target(f"family {self.name!r}: config", self.config)
         object.__setattr__(self, "provides", _check_primitives(f"family {self.name!r}", self.provides))
-        object.__setattr__(self, "samplers", frozenset(self.samplers))
-        object.__setattr__(self, "attn_kinds", frozenset(self.attn_kinds))
+        object.__setattr__(self, "samplers", _check_names(f"family {self.name!r}: samplers", self.samplers))
+        object.__setattr__(self, "attn_kinds", _check_names(f"family {self.name!r}: attn_kinds", self.attn_kinds))
+        if isinstance(self.export_formats, str) or not self.export_formats:
+            raise TypeError(f"family {self.name!r}: export_formats must be a tuple of at least one name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +151,11 @@ class MethodSpec(Spec):
         super().__post_init__()
         _check_target(f"method {self.name!r}: config", self.config)
         object.__setattr__(self, "needs", _check_primitives(f"method {self.name!r}", self.needs))
-        if not self.roles:
-            raise ValueError(f"method {self.name!r}: a method needs at least one role")
+        if not isinstance(self.roles, Mapping) or not self.roles:
+            raise TypeError(f"method {self.name!r}: roles must be a mapping of at least one role name to RoleNeeds")
+        for role, needs in self.roles.items():
+            if not isinstance(needs, RoleNeeds):
+                raise TypeError(f"method {self.name!r}: roles[{role!r}] must be RoleNeeds, got {type(needs).__name__}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +164,17 @@ class SamplerSpec(Spec):
 
     kind: ClassVar[str] = "sampler"
 
+    scheduler: str = "ode"
+    """Which of the family's schedulers places the timesteps (and steps, where the loop uses it)."""
+    takes_timesteps: bool = False
+    """Whether the loop runs on any descending list of timesteps, such as the ladder of a few-step student."""
+    few_step: bool = False
+    """Made for few-step students, whose x0 is a sample; validation warns when another role is sampled with it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidatorSpec(Spec):
-    """What samples and logs during training. ``target`` is a class, see `fvd.validation`."""
+    """What samples and logs during training. ``target`` is a class with the constructor of `fvd.validation.base.Validator`."""
 
     kind: ClassVar[str] = "validator"
 

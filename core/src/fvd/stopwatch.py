@@ -12,8 +12,8 @@ import torch
 
 
 class Stopwatch:
-    """Wall-clock of one step after another. Steps are timed from start to start of their metrics, which wait for the
-    device, so that the figures hold without an extra synchronisation."""
+    """Wall-clock of one step after another. A step ends when its metrics are on the host, which waits for the device, so
+    that the figures hold without an extra synchronisation."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -23,6 +23,8 @@ class Stopwatch:
     def start_step(self) -> None:
         self._step_started = time.perf_counter()
         self._data_wait = 0.0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -41,7 +43,7 @@ class Stopwatch:
         }
 
     def peak_memory_mib(self) -> float:
-        """Of the device, or of the process where the device is the CPU."""
+        """Of the device in this step, or of the process so far where the device is the CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -10,25 +10,25 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fvd.console import progress
 from fvd.data.spec import RawBatch
-from fvd.errors import FvdError, PluginError
-from fvd.methods import Loss
+from fvd.errors import FvdError
+from fvd.metrics import StepMetrics
 from fvd.rng import StepRandom
 from fvd.rundir import with_absolute_paths
 from fvd.runtime import Runtime
 from fvd.signals import StopSignals
+from fvd.step_contract import checked_losses, checked_roles_to_update
 from fvd.stopwatch import Stopwatch
 from fvd.trackers.base import TrackerGroup
-from fvd.validation.video import Artifact
+from fvd.validation.base import Artifact
 
 logger = logging.getLogger(__name__)
 
@@ -65,34 +65,6 @@ class RunOutcome:
     signal_number: int | None = None
 
 
-@dataclass
-class MetricMeans:
-    """Means over the micro-batches of a step. Tensors stay on their device until `to_host`, the step's one sync."""
-
-    _sums: dict[str, Tensor | float] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, value: Tensor | float) -> None:
-        scalar = value.detach().float() if isinstance(value, Tensor) else float(value)
-        self._sums[name] = self._sums[name] + scalar if name in self._sums else scalar
-        self._counts[name] = self._counts.get(name, 0) + 1
-
-    def to_host(self) -> dict[str, float]:
-        tensors = {name: value for name, value in self._sums.items() if isinstance(value, Tensor)}
-        numbers = _one_sync(list(tensors.values()))
-        sums = {**self._sums, **dict(zip(tensors, numbers, strict=True))}
-        return {name: float(value) / self._counts[name] for name, value in sums.items()}
-
-
-def _one_sync(scalars: list[Tensor]) -> list[float]:
-    """The values of 0-dim tensors in one transfer; those of a method may lie on another device than the gradients'."""
-    if not scalars:
-        return []
-    device = next((scalar.device for scalar in scalars if scalar.device.type != "cpu"), scalars[0].device)
-    values: list[float] = torch.stack([scalar.reshape(()).to(device) for scalar in scalars]).tolist()
-    return values
-
-
 class Trainer:
     """Runs one `Runtime` to its end."""
 
@@ -113,7 +85,7 @@ class Trainer:
             self.prepare()
             self.runtime.plugins.notify("fvd_run_start", run=self.runtime)
             self.loop()
-            if self.checkpoint_step() != self.step:
+            if self.saved_step != self.step and (self.step > self.runtime.start_step or not self.stop.requested):
                 self.save()
             outcome = RunOutcome("stopped" if self.stop.requested else "finished", self.step, self.stop.signal_number)
         finally:
@@ -132,7 +104,7 @@ class Trainer:
             runtime.validator.on_train_start(request)
         runtime.adapter.release()
         if runtime.resume_from:
-            runtime.checkpoints.load(runtime.resume_from, runtime.roles)
+            runtime.checkpoints.load(runtime.resume_from, runtime.roles, runtime.method)
             runtime.loader.load_state_dict(runtime.resume_from.loader_state)
         if self.validation_due(self.step):
             self.validate()
@@ -150,7 +122,7 @@ class Trainer:
                 metrics |= self.stopwatch.end_step(training.train_batch_size * training.gradient_accumulation_steps)
                 self.report(metrics)
                 bar.advance(1, **_shown(metrics))
-                if self.save_due(self.step):
+                if self.save_due(self.step) or self.stop.requested:
                     self.save()
                 if self.validation_due(self.step):
                     self.validate()
@@ -158,21 +130,20 @@ class Trainer:
     # --- one step ---
     def train_step(self, batches: Iterator[RawBatch]) -> dict[str, float]:
         """Backpropagate every loss of every micro-batch, then move the roles that are due."""
-        means = MetricMeans()
+        collected = StepMetrics()
         training = self.runtime.config.training
         for micro_batch in range(training.gradient_accumulation_steps):
             with self.stopwatch.waiting_for_data():
                 batch = next(batches)
-            self.accumulate(batch, micro_batch * training.train_batch_size, means)
-        due = self.runtime.method.roles_to_update(self.step)
-        norms = {role: self.clip(role) for role in due}
-        for role, norm in norms.items():
-            means.add(f"grad_norm/{role}", norm)
-        metrics = means.to_host()
+            self.accumulate(batch, micro_batch * training.train_batch_size, collected)
+        due = checked_roles_to_update(self.runtime.method, self.step)
+        for role in due:
+            collected.mean(f"grad_norm/{role}", self.clip(role))
+        metrics = collected.to_host()
         self.update(due, metrics)
         return metrics
 
-    def accumulate(self, batch: RawBatch, first_position: int, means: MetricMeans) -> None:
+    def accumulate(self, batch: RawBatch, first_position: int, metrics: StepMetrics) -> None:
         runtime = self.runtime
         training = runtime.config.training
         rng = StepRandom.for_step(
@@ -182,12 +153,13 @@ class Trainer:
             batch_size=batch.batch_size,
             device=runtime.device,
         )
-        for loss in runtime.method.single_train_step(batch.to(runtime.device), self.step, rng=rng):
-            _check_state_at_yield(loss)
+        for loss in checked_losses(runtime.method, batch.to(runtime.device), self.step, rng):
             runtime.adapter.backward(loss.value / training.gradient_accumulation_steps, loss.ctx)
-            means.add(f"train/{loss.name}", loss.value)
+            metrics.mean(f"train/{loss.name}", loss.value)
             for name, value in loss.metrics.items():
-                means.add(f"train/{name}", value)
+                metrics.mean(f"train/{name}", value)
+            for name, value in loss.counts.items():
+                metrics.sum(f"train/{name}", value)
 
     def clip(self, role: str) -> Tensor:
         """The gradient norm of a role before clipping; a tensor, no sync."""
@@ -202,7 +174,7 @@ class Trainer:
         """Step and schedule the roles due whose gradients are finite; a role with NaN or Inf keeps its weights."""
         for role in due:
             handle = self.runtime.roles[role]
-            metrics[f"lr/{role}"] = handle.optimizers["main"].param_groups[0]["lr"]
+            metrics[f"lr/{role}"] = next(iter(handle.optimizers.values())).param_groups[0]["lr"]
             finite = math.isfinite(metrics[f"grad_norm/{role}"])
             metrics[f"skipped/{role}"] = float(not finite)
             if finite:
@@ -244,19 +216,25 @@ class Trainer:
         self.last_checkpoint = runtime.checkpoints.save(
             self.step,
             runtime.roles,
+            method_state=runtime.method.state_dict(),
             loader_state=runtime.loader.state_dict(),
             config=with_absolute_paths(runtime.config.as_document()),
         )
         logger.info("checkpoint %s", self.last_checkpoint)
         runtime.plugins.notify("fvd_checkpoint_saved", run=runtime, event=CheckpointEvent(self.step, self.last_checkpoint))
 
-    def checkpoint_step(self) -> int | None:
+    @property
+    def saved_step(self) -> int | None:
         steps = self.runtime.checkpoints.steps()
         return steps[-1] if steps else None
 
     def validation_due(self, step: int) -> bool:
-        """At step 0, every ``validation_steps``, and at the end; not again where a resumed run finds it done."""
-        if self.runtime.validator is None or self.runtime.validator.done(step):
+        """At step 0, every ``validation_steps``, and at the end; not once a stop has been asked for, and not again
+        where a resumed run finds it done."""
+        validator = self.runtime.validator
+        if validator is None or self.stop.requested:
+            return False
+        if step == self.runtime.start_step and validator.step_dir(step).exists():
             return False
         training = self.runtime.config.training
         every = training.validation_steps
@@ -278,14 +256,6 @@ class Trainer:
         if self.last_checkpoint is None:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {self.last_checkpoint}; the same command continues from it."
-
-
-def _check_state_at_yield(loss: Loss) -> None:
-    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise PluginError(
-            f"the method yielded its loss {loss.name!r} inside a `with torch.no_grad()` or `with torch.autocast()` block",
-            cure="Compute inside the block and yield after it: the trainer backpropagates between two yields.",
-        )
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import warnings
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from fvd.checkpoint.state import (
@@ -25,7 +24,8 @@ from fvd.checkpoint.state import (
     role_tensors,
     stepped_optimizers,
 )
-from fvd.errors import CheckpointError
+from fvd.errors import CheckpointError, FvdError
+from fvd.files import folder_written_aside, remove_folder, remove_folder_leftovers
 from fvd.roles import RoleHandle, RoleManager
 
 logger = logging.getLogger(__name__)
@@ -100,11 +100,20 @@ class CheckpointManager:
             )
         return read_checkpoint(self.path(steps[-1] if step is None else step))
 
-    def save(self, step: int, roles: RoleManager, *, loader_state: dict[str, Any], config: dict[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        roles: RoleManager,
+        *,
+        method_state: dict[str, Any],
+        loader_state: dict[str, Any],
+        config: dict[str, Any],
+    ) -> Path:
         """Write everything that a resume needs. Raises CheckpointError when the disk refuses; then nothing is left
         behind and earlier checkpoints are untouched."""
         optimizer_keys = {handle.name: stepped_optimizers(handle) for handle in roles.trainable}
-        tensors = {handle.name: role_tensors(handle, optimizer_keys[handle.name]) for handle in roles.trainable}
+        role_state = {handle.name: role_tensors(handle, optimizer_keys[handle.name]) for handle in roles.trainable}
+        tensors = {"roles": role_state, "method": method_state}
         description = {
             "format": FORMAT,
             "step": step,
@@ -113,19 +122,12 @@ class CheckpointManager:
             "loader": loader_state,
             "config": config,
         }
-        target = self.path(step)
-        aside = self.folder / f".{target.name}.writing"
         try:
             self._check_space(_total_bytes(tensors))
-            _remove(aside)
-            aside.mkdir(parents=True)
-            _save_tensors(tensors, aside / TENSORS)
-            (aside / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
-            _sync(aside)
-            _remove(target)
-            aside.rename(target)
-        except (OSError, CheckpointException) as error:
-            _remove(aside)
+            with folder_written_aside(self.path(step)) as aside:
+                _save_tensors(tensors, aside / TENSORS)
+                (aside / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+        except (OSError, CheckpointException, FvdError) as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {_reason(error)}",
                 cure=self._what_is_left(
@@ -133,16 +135,22 @@ class CheckpointManager:
                 ),
             ) from error
         self._forget_old()
-        return target
+        return self.path(step)
 
-    def load(self, checkpoint: Checkpoint, roles: RoleManager) -> None:
-        """Fill modules, optimizers and LR schedulers of all trainable roles, bit for bit."""
+    def load(self, checkpoint: Checkpoint, roles: RoleManager, method: nn.Module) -> None:
+        """Fill modules, optimizers and LR schedulers of all trainable roles, and the method's own buffers, bit for bit."""
         keys = checkpoint.description["optimizers"]
-        tensors = {handle.name: role_tensors(handle, keys[handle.name]) for handle in roles.trainable}
+        role_state = {handle.name: role_tensors(handle, keys[handle.name]) for handle in roles.trainable}
+        tensors = {"roles": role_state, "method": method.state_dict()}
         _load_tensors(tensors, checkpoint.path)
         for handle in roles.trainable:
-            restore_role(handle, tensors[handle.name])
+            restore_role(handle, role_state[handle.name])
+        method.load_state_dict(tensors["method"])
         restore_lr_schedulers(roles, checkpoint.description["lr_schedulers"])
+
+    def remove_leftovers(self) -> None:
+        """What a kill in the middle of a save left: as large as a checkpoint each."""
+        remove_folder_leftovers(self.folder)
 
     def _what_is_left(self, prefix: str) -> str:
         steps = self.steps()
@@ -159,9 +167,10 @@ class CheckpointManager:
     def _forget_old(self) -> None:
         if self.total_limit:
             for step in self.steps()[: -self.total_limit]:
-                going = self.folder / f".{self.path(step).name}.deleting"
-                self.path(step).rename(going)
-                _remove(going)
+                try:
+                    remove_folder(self.path(step))
+                except OSError as error:
+                    logger.warning("the old checkpoint %s could not be removed: %s", self.path(step), error)
 
 
 def load_role_weights(checkpoint: Checkpoint, handle: RoleHandle) -> None:
@@ -171,9 +180,9 @@ def load_role_weights(checkpoint: Checkpoint, handle: RoleHandle) -> None:
         raise CheckpointError(
             f"{checkpoint.path} holds no weights of role {handle.name}", cure=f"It holds: {', '.join(trained)}."
         )
-    tensors = {handle.name: module_tensors(handle)}
-    _load_tensors(tensors, checkpoint.path)
-    restore_modules(handle, tensors[handle.name])
+    state = module_tensors(handle)
+    _load_tensors({"roles": {handle.name: state}}, checkpoint.path)
+    restore_modules(handle, state)
 
 
 def _save_tensors(tensors: dict[str, Any], folder: Path) -> None:
@@ -199,21 +208,6 @@ def _total_bytes(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     return sum(_total_bytes(item) for item in value.values()) if isinstance(value, dict) else 0
-
-
-def _sync(folder: Path) -> None:
-    """Flush file contents and names to the disk before the rename makes them count."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 def _reason(error: BaseException) -> str:

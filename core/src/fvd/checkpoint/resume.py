@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fvd.checkpoint.manager import Checkpoint, CheckpointManager, read_checkpoint
 from fvd.config.models import RunConfig
 from fvd.errors import CheckpointError
@@ -19,7 +21,7 @@ MAY_CHANGE = frozenset(
         *("validation_guidance_scale", "validation_fps", "trackers", "tracker_project_name", "wandb_run_name"),
         "log_every_steps",
     )
-) | {"pipeline_config.sampler_kind", "pipeline_config.components_path"}
+) | {"pipeline_config.sampler_kind"}
 """Keys that change no number of training (``max_train_steps`` does where the learning rate decays: a longer schedule)."""
 
 
@@ -36,14 +38,17 @@ def find_resume_point(config: RunConfig, resume: str, run_dir: RunDirectory, man
                 f"{run_dir.path} already holds a run, at step {manager.steps()[-1]}, and --resume never would overwrite it",
                 cure="Name a new training.output_dir, or delete the old run yourself.",
             )
+        _refuse_overwriting_steps(config, run_dir)
         return None
     if resume == "auto":
         checkpoint = manager.latest()
     else:
         checkpoint = read_checkpoint(Path(resume).expanduser())
         _refuse_overwriting(checkpoint, run_dir, manager)
-    if checkpoint is not None:
-        _refuse_changes(checkpoint, config)
+    if checkpoint is None:
+        _refuse_overwriting_steps(config, run_dir)
+    else:
+        _refuse_changes(checkpoint.config, config, f"{checkpoint.path.parent.parent} (step {checkpoint.step})")
     return checkpoint
 
 
@@ -57,15 +62,33 @@ def _refuse_overwriting(checkpoint: Checkpoint, run_dir: RunDirectory, manager: 
         )
 
 
-def _refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
-    changes = changed_keys(checkpoint.config, with_absolute_paths(config.as_document()))
+def _refuse_overwriting_steps(config: RunConfig, run_dir: RunDirectory) -> None:
+    """Another run that has made steps, though no checkpoint yet, is not overwritten; the same one starts again."""
+    if run_dir.has_steps():
+        _refuse_changes(run_dir.read_document(), config, f"{run_dir.path} (no checkpoint yet)")
+
+
+def _refuse_changes(stored: dict[str, Any], config: RunConfig, where: str) -> None:
+    changes = changed_keys(_as_of_today(stored, config), with_absolute_paths(config.as_document()))
     if changes:
         listed = "\n".join(f"    {key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
-        where = f"{checkpoint.path.parent.parent} (step {checkpoint.step})"
         raise CheckpointError(
             f"the run file does not fit the run in {where}. What changed:\n{listed}",
             cure="Undo the changes to continue that run, or name a new training.output_dir to start another.",
         )
+
+
+def _as_of_today(stored: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """A stored document with the defaults of keys that did not exist when it was written: a new key is no change."""
+    if stored["recipe"] != config.recipe.model_dump():
+        return stored  # other plugins: their sections cannot be read with this run's models
+    sections = {"training": config.training, "pipeline_config": config.pipeline_config, "method_config": config.method_config}
+    try:
+        return stored | {
+            name: type(section).model_validate(stored[name]).model_dump(mode="json") for name, section in sections.items()
+        }
+    except ValidationError:
+        return stored  # keys that are gone today: shown as changes
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

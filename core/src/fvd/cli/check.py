@@ -21,6 +21,7 @@ def execute(args: argparse.Namespace) -> int:
 
     try:
         loaded = load_run_file(args.run_file, args.overrides, disable=args.disabled_plugins)
+        args.plugins = loaded.plugins
         problems = loaded.problems
     except FvdError as error:
         problems = [Problem(message=error.message, cure=error.cure, file=str(args.run_file))]

@@ -37,6 +37,7 @@ def execute(args: argparse.Namespace) -> int:
     for problem in loaded.problems:
         if problem.severity != "error":
             print(problem, file=sys.stderr)
+    args.plugins = loaded.plugins
     config = loaded.require()
 
     from fvd.launch import launch

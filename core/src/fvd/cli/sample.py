@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,13 +47,18 @@ def execute(args: argparse.Namespace) -> int:
     from fvd.data.video import write_video
     from fvd.inference import open_run
     from fvd.roles import RoleManager
+    from fvd.runtime import choose_device
     from fvd.samplers.guidance import GuidedModel
-    from fvd.samplers.sampling import sample_latents
+    from fvd.samplers.sampling import check_plan, load_sampler, sample_latents
 
-    run = open_run(args.run_dir, step=args.step, disable=args.disabled_plugins)
+    run = open_run(args.run_dir, device=choose_device(), step=args.step, disable=args.disabled_plugins)
+    args.plugins = run.plugins
     plan = run.sampling_plan
     kind = args.sampler or plan.sampler_kind
-    sampler = run.plugins.load("sampler", kind)
+    # A ladder belongs to the method's own sampler; asking for another number of steps or another loop sets it aside.
+    on_ladder = args.steps is None and kind == plan.sampler_kind
+    plan = replace(plan, sampler_kind=kind, sampling_timesteps=plan.sampling_timesteps if on_ladder else None)
+    check_plan(plan, run.plugins, run.family_spec)
     guidance_scale = plan.guidance_scale if args.guidance_scale is None else args.guidance_scale
     handle = run.load_role(args.role or plan.role)
     adapter = run.family.build_adapter(RoleManager([handle]))
@@ -61,19 +67,16 @@ def execute(args: argparse.Namespace) -> int:
     uncond = None
     if guidance_scale != 1.0:
         uncond = _unconditional(args, adapter)
-    # A ladder belongs to the method's own sampler; asking for another number of steps or another loop sets it aside.
-    on_ladder = args.steps is None and kind == plan.sampler_kind
     latents = sample_latents(
         GuidedModel(adapter, handle, cond, uncond, guidance_scale),
-        sampler=sampler,
-        sampler_kind=kind,
+        sampler=load_sampler(run.plugins, kind),
         shape=shape,
         steps=args.steps or plan.sampling_steps[0],
-        timesteps=plan.sampling_timesteps if on_ladder else None,
+        timesteps=plan.sampling_timesteps,
         seeds=[args.seed],
     )
     write_video(args.out, adapter.decode(latents)[0], args.fps or run.config.training.validation_fps)
-    steps = len(plan.sampling_timesteps) if on_ladder and plan.sampling_timesteps else args.steps or plan.sampling_steps[0]
+    steps = len(plan.sampling_timesteps) if plan.sampling_timesteps else args.steps or plan.sampling_steps[0]
     print(
         f"{args.out}: {handle.name} of step {run.checkpoint.step}, {kind}, {steps} steps, guidance {guidance_scale:g}",
         file=sys.stderr,

@@ -34,8 +34,6 @@ class LoadedRun:
     config: RunConfig | None
     problems: list[Problem]
     plugins: Plugins
-    method: MethodSpec | None = None
-    families: dict[str, FamilySpec] | None = None
 
     @property
     def errors(self) -> list[Problem]:
@@ -103,8 +101,8 @@ class _Reader:
         families = self.role_families(recipe, roles)
         training = self.parse(TrainingConfig, ("training",))
         family = self.find(FamilySpec, "family", recipe.family, ("recipe", "family")) if recipe else None
-        pipeline_config = self.parse_plugin_config("family", family, "pipeline_config")
-        method_config = self.parse_plugin_config("method", method, "method_config")
+        pipeline_config = self.parse_plugin_config("family", recipe.family, "pipeline_config") if recipe and family else None
+        method_config = self.parse_plugin_config("method", recipe.method, "method_config") if recipe and method else None
 
         if (
             any(problem.severity == "error" for problem in self.problems)
@@ -130,15 +128,13 @@ class _Reader:
         if not any(problem.severity == "error" for problem in self.problems):
             self.problems += self.plugins.check_config(context)
         failed = any(problem.severity == "error" for problem in self.problems)
-        return self.result(None if failed else _with_roles_completed(config, method), method, families)
+        return self.result(None if failed else _with_roles_completed(config, method))
 
-    def result(
-        self, config: RunConfig | None, method: MethodSpec | None = None, families: dict[str, FamilySpec] | None = None
-    ) -> LoadedRun:
+    def result(self, config: RunConfig | None) -> LoadedRun:
         problems = self.problems or self.document.problems
         order = {"error": 0, "warning": 1, "note": 2}
         problems = sorted(problems, key=lambda problem: (order[problem.severity], problem.line or 0))
-        return LoadedRun(self.path, self.text, config, problems, self.plugins, method, families)
+        return LoadedRun(self.path, self.text, config, problems, self.plugins)
 
     # --- sections ---
     def unknown_sections(self) -> None:
@@ -225,11 +221,9 @@ class _Reader:
         if method and isinstance(given, dict):
             self.problems += missing_roles(method, list(given), lambda key: self.document.locate(key, self.file))
 
-    def parse_plugin_config(self, kind: str, spec: FamilySpec | MethodSpec | None, section: str) -> BaseModel | None:
-        if spec is None:
-            return None
+    def parse_plugin_config(self, kind: str, name: str, section: str) -> BaseModel | None:
         try:
-            model = self.plugins.load_config(kind, spec.name)
+            model = self.plugins.load_config(kind, name)
         except PluginError as error:
             self.report(("recipe", kind), error.message, cure=error.cure)
             return None

@@ -37,7 +37,7 @@ class PipelineConfig(StrictModel):
     sampler_kind: str | None = None
     """Sampler for validation and `fvd sample`, unless the method asks for its own. Default: ode."""
     components_path: str | None = None
-    """Folder or hub id of the VAE, text encoder and tokenizer. Default: the path of the family's first role."""
+    """Folder or hub id of the VAE, text encoder and tokenizer. Default: the path of the first role."""
 
 
 class MethodConfig(StrictModel):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from pydantic import BaseModel
 
 from fvd.config.models import PluginsConfig, Recipe, RoleConfig, TrainingConfig
+from fvd.errors import PluginError
 from fvd.plugins import Plugins
 
 
@@ -22,11 +24,15 @@ def run_file_schema(plugins: Plugins) -> dict[str, Any]:
     recipe = define("recipe", Recipe)
     definitions["recipe"]["properties"]["family"]["enum"] = plugins.names("family")
     definitions["recipe"]["properties"]["method"]["enum"] = plugins.names("method")
-    conditions = [
-        _condition(kind, name, section, define(f"{kind}_{name}", plugins.load_config(kind, name)))
-        for kind, section in (("family", "pipeline_config"), ("method", "method_config"))
-        for name in plugins.names(kind)
-    ]
+    conditions = []
+    for kind, section in (("family", "pipeline_config"), ("method", "method_config")):
+        for name in plugins.names(kind):
+            try:
+                model = plugins.load_config(kind, name)
+            except PluginError as error:  # one broken plugin takes only its own part away
+                print(f"left out: {error.message}", file=sys.stderr)
+                continue
+            conditions.append(_condition(kind, name, section, define(f"{kind}_{name}", model)))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fvd run file (schema v2)",

@@ -8,7 +8,7 @@ from pathlib import Path
 from fvd.config.check import CheckContext
 from fvd.errors import PluginError, Problem, did_you_mean
 from fvd.plugins import Plugins
-from fvd.specs import SAMPLING_PRIMITIVES, FamilySpec, MethodSpec
+from fvd.specs import SAMPLING_PRIMITIVES, FamilySpec, MethodSpec, SamplerSpec
 
 
 def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
@@ -78,13 +78,13 @@ def _sampler(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     if kind is None:
         return []
     try:
-        plugins.spec("sampler", kind)
+        sampler = plugins.spec("sampler", kind)
     except PluginError as error:
         return [ctx.problem("pipeline_config.sampler_kind", error.message, cure=error.cure)]
     return [
         ctx.problem("pipeline_config.sampler_kind", f"family {family.name} has no scheduler for the sampler {kind}")
         for family in {family.name: family for family in ctx.families.values()}.values()
-        if kind not in family.samplers
+        if isinstance(sampler, SamplerSpec) and sampler.scheduler not in family.samplers
     ]
 
 

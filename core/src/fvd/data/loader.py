@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -79,16 +81,21 @@ class Loader:
         """The epoch of the next sample, from 0."""
         return self._epoch
 
-    def state_dict(self) -> dict[str, int]:
-        """How far the consumer is: what was read ahead does not count."""
-        return {"epoch": self._epoch, "position": self._position}
+    def state_dict(self) -> dict[str, int | str]:
+        """How far the consumer is (what was read ahead does not count), and in which data."""
+        return {"epoch": self._epoch, "position": self._position, "data": self.fingerprint}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    @property
+    def fingerprint(self) -> str:
+        """Equal for data of equal layout: the order of samples is a function of it and of the seed."""
+        return hashlib.blake2b(json.dumps(self._dataset.chunk_sizes).encode(), digest_size=8).hexdigest()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue there: the next iterator yields what an uninterrupted one would have yielded next."""
-        if not 0 <= state["position"] < self.samples_per_epoch:
+        if state["data"] != self.fingerprint:
             raise DataError(
-                f"the checkpoint is at sample {state['position']} of an epoch, but the data has only {self.samples_per_epoch}",
-                cure="The data has changed since the checkpoint was written. Restore it, or start a new run.",
+                "the data in training.data_path is not the data that the checkpoint was written with",
+                cure="Restore it, or name a new training.output_dir to start another run.",
             )
         self._epoch, self._position = state["epoch"], state["position"]
 

@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-ConditioningDropout = Literal["empty_prompt", "negative_prompt", "forbidden"]
+from fvd.rng import to_device
+
+ConditioningDropout = Literal["empty_prompt", "forbidden"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,6 @@ class DataSpec:
     conditioning_dropout: ConditioningDropout = "empty_prompt"
     temporal_axis: str = "T"
 
-    def field(self, name: str) -> FieldSpec:
-        return next(field for field in self.fields if field.name == name)
-
 
 @dataclass(frozen=True, kw_only=True)
 class VideoGeometry:
@@ -62,7 +61,7 @@ class RawBatch:
     """What the loader yields: stacked tensors [B, ...] by field name, on the CPU.
 
     A ragged field ``n`` comes padded, with ``n_mask`` [B, L] (1 where there is a token, float32) in ``tensors``.
-    dropped: [B] bool, samples whose conditioning this epoch drops.
+    dropped: [B] bool, samples whose conditioning this epoch drops; always on the CPU, so that asking costs no sync.
     info: one dictionary a sample: id, file_name, caption and the other metadata columns.
     """
 
@@ -76,5 +75,4 @@ class RawBatch:
 
     def to(self, device: torch.device) -> RawBatch:
         """The tensors on ``device``."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
-        return RawBatch(moved, self.dropped.to(device), self.info)
+        return RawBatch({name: to_device(tensor, device) for name, tensor in self.tensors.items()}, self.dropped, self.info)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from fvd.errors import Problem
+from fvd.errors import PluginError, Problem
 from fvd.plugins.discovery import (
     Candidate,
     State,
@@ -182,14 +182,28 @@ class Plugins:
     def load(self, kind: str, name: str) -> Any:
         """Import what the descriptor's target names. Raises PluginError naming distribution, version and target."""
         spec = self.spec(kind, name)
-        return self._import_target(spec, spec.target)
+        loaded = self._import_target(spec, spec.target)
+        if not callable(loaded):
+            raise self._misdescribed(spec, f"{spec.target} is not callable")
+        return loaded
 
     def load_config(self, kind: str, name: str) -> Any:
         """Import the config model of a family or a method."""
         spec = self.spec(kind, name)
         if not isinstance(spec, (FamilySpec, MethodSpec)):
             raise ValueError(f"a {kind} has no config model")
-        return self._import_target(spec, spec.config)
+        from fvd.config.models import MethodConfig, PipelineConfig
+
+        model = self._import_target(spec, spec.config)
+        wanted = PipelineConfig if isinstance(spec, FamilySpec) else MethodConfig
+        if not isinstance(model, type) or not issubclass(model, wanted):
+            raise self._misdescribed(spec, f"{spec.config} is not a subclass of fvd.{wanted.__name__}")
+        return model
+
+    def _misdescribed(self, spec: Spec, what: str) -> PluginError:
+        owner = self.owner(spec)
+        cure = f"Report it to the authors of {owner.distribution}."
+        return PluginError(f"{spec.kind} {spec.name!r} of plugin {owner}: {what} [P09]", cure=cure)
 
     def _import_target(self, spec: Spec, target: str) -> Any:
         from fvd.plugins.targets import import_target
@@ -212,8 +226,10 @@ class Plugins:
 
     # --- hooks ---
     def check_config(self, ctx: CheckContext) -> list[Problem]:
-        """What the plugins find in a run file. A check that fails is itself an error that names its plugin."""
+        """What the plugins find in a run file. A check that fails is itself a finding that names its plugin: an error where
+        the run uses that plugin, else a warning."""
         problems: list[Problem] = []
+        used = {self.owner(spec) for spec in (ctx.method, *ctx.families.values())}
         for record, call in self._callers("fvd_check_config"):
             try:
                 found = [problem for result in call(ctx=ctx) for problem in result]
@@ -223,7 +239,8 @@ class Plugins:
                 problems += found
             except (Exception, SystemExit) as error:
                 message = f"plugin {record}: its check of the run file failed: {describe(error)}"
-                problems.append(Problem(message=message, cure=f"Report it to the authors of {record.distribution}."))
+                cure = f"Report it to the authors of {record.distribution}."
+                problems.append(Problem(message=message, cure=cure, severity="error" if record in used else "warning"))
         return problems
 
     def notify(self, hook_name: str, **kwargs: object) -> None:

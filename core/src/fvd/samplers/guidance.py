@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fvd.adapters import Adapter, Conditioning
+from fvd.adapters import Adapter, Conditioning, RoleView
 from fvd.roles import RoleHandle
 
 
 @dataclass(frozen=True)
 class GuidedModel:
     """``x_u + s (x_c − x_u)``, the standard convention (Ho & Salimans 2022): s = 1 is no guidance, and then the
-    unconditional pass is not made."""
+    unconditional pass is not made. Guidance is affine, so guiding x0, noise or the network's output is one and the same."""
 
     adapter: Adapter
     handle: RoleHandle
@@ -21,22 +22,28 @@ class GuidedModel:
     uncond: Conditioning | None
     guidance_scale: float = 1.0
 
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.adapter.num_train_timesteps
+
     def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's own output, guided. [B, C, T, H, W]."""
-        cond = self.adapter.predict(self.handle, x_t, t, self.cond)
-        if self.guidance_scale == 1.0:
-            return cond
-        return self._guide(cond, self.adapter.predict(self.handle, x_t, t, self.uncond))
+        return self._guided(RoleView(self.adapter, self.handle).predict, x_t, t)
 
     def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The clean latents, guided. Guidance is affine, so this equals guiding the network's output."""
-        cond = self.adapter.predict_x0(self.handle, x_t, t, self.cond)
-        if self.guidance_scale == 1.0:
-            return cond
-        return self._guide(cond, self.adapter.predict_x0(self.handle, x_t, t, self.uncond))
+        """The clean latents, guided."""
+        return self._guided(RoleView(self.adapter, self.handle).predict_x0, x_t, t)
+
+    def predict_noise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The Gaussian draw, guided."""
+        return self._guided(RoleView(self.adapter, self.handle).predict_noise, x_t, t)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return self.adapter.add_noise(x0, noise, t)
 
-    def _guide(self, cond: Tensor, uncond: Tensor) -> Tensor:
+    def _guided(self, predict: Callable[[Tensor, Tensor, Conditioning], Tensor], x_t: Tensor, t: Tensor) -> Tensor:
+        cond = predict(x_t, t, self.cond)
+        if self.guidance_scale == 1.0:
+            return cond
+        uncond = predict(x_t, t, self.uncond)
         return uncond + self.guidance_scale * (cond - uncond)

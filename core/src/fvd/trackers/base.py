@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,10 +48,6 @@ class TrackerGroup:
 
     def __init__(self, trackers: Mapping[str, Tracker]) -> None:
         self._trackers = dict(trackers)
-
-    @property
-    def names(self) -> Sequence[str]:
-        return list(self._trackers)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._each(lambda tracker: tracker.log(metrics, step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +11,43 @@ from pathlib import Path
 from fvd.files import write_text_aside
 from fvd.trackers.base import Tracker
 
+logger = logging.getLogger(__name__)
+
 
 class JsonlTracker(Tracker):
-    """Appends ``{"step": n, "loss": …}``; flushed every step. Non-finite numbers are written as strings, which keeps
-    the file valid JSON."""
+    """Appends ``{"step": n, "loss": …}``, every step. Non-finite numbers are written as strings, which keeps the file valid
+    JSON. Rows that the disk refuses are kept and written with a later one; no line is ever half there."""
 
     def __init__(self, path: Path, *, start_step: int) -> None:
+        self._path = path
+        self._pending = ""
+        self._refused = False
         if path.exists():
             _keep_until(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         row = {"step": step, **{name: _json_number(value) for name, value in metrics.items()}}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._pending += json.dumps(row) + "\n"
+        self._write()
 
     def finish(self) -> None:
-        self._file.close()
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                whole = file.tell()
+                try:
+                    file.write(self._pending.encode())
+                except OSError:
+                    file.truncate(whole)
+                    raise
+        except OSError as error:
+            if not self._refused:
+                logger.warning("%s cannot be written (%s); its rows are kept for later", self._path, error.strerror or error)
+            self._refused = True
+            return
+        self._pending = ""
 
 
 def _json_number(value: float) -> float | str:

@@ -43,7 +43,7 @@ def _init(context: TrackerContext, mode: Mode) -> WandbRun:
     return wandb.init(
         project=training.tracker_project_name,
         name=training.wandb_run_name,
-        id=_run_id(context.log_dir),
+        id=_run_id(context),
         resume="allow",
         mode=mode,
         dir=str(context.log_dir),
@@ -52,10 +52,10 @@ def _init(context: TrackerContext, mode: Mode) -> WandbRun:
     )
 
 
-def _run_id(log_dir: Path) -> str:
-    """One id a run directory, so that a resumed run continues its own curves."""
-    path = log_dir / "run-id"
-    if not path.exists():
+def _run_id(context: TrackerContext) -> str:
+    """One id a run, so that a resumed run continues its own curves; a run that starts anew gets a new one."""
+    path = context.log_dir / "run-id"
+    if context.start_step == 0 or not path.exists():
         path.write_text(wandb.sdk.lib.runid.generate_id(), encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fvd.roles import RoleHandle
 
@@ -29,11 +28,10 @@ class SamplingPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationRequest:
-    """A sampling plan with its role resolved. ``output_dir`` None: the run directory's ``validation/``."""
+    """A sampling plan with its role resolved."""
 
     sample_handle: RoleHandle
     sampler_kind: str
     sampling_steps: tuple[int, ...]
     sampling_timesteps: tuple[float, ...] | None = None
     guidance_scale: float = 1.0
-    output_dir: Path | None = None

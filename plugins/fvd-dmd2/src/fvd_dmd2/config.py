@@ -13,6 +13,8 @@ from fvd.config.models import Betas, LrSchedulerName, StrictModel
 RolloutMode = Literal["simulate", "data_latent"]
 _ROLLOUT_ALIASES = {"sim": "simulate", "data": "data_latent", "vae_latent": "data_latent"}
 
+DEFAULT_STANDARD_GUIDANCE_SCALE = 4.5
+
 Ratio = Annotated[float, Field(ge=0, le=1)]
 NoiseStep = Annotated[float, Field(ge=0, le=1000)]
 
@@ -66,8 +68,8 @@ class DMD2Config(fvd.MethodConfig):
     generator_update_interval: PositiveInt = 5
     """Critic updates per student update: the student moves at every so many-th step, the critic at every step."""
 
-    real_score_guidance_scale: NonNegativeFloat = 3.5
-    """Guidance of the teacher, in the convention below."""
+    real_score_guidance_scale: NonNegativeFloat | None = None
+    """Guidance of the teacher, in the convention below. Default: 4.5 in the standard convention, 3.5 as an offset."""
     guidance_convention: Literal["offset", "standard"] = "offset"
     """offset: x_c + w (x_c - x_u), 0 = none (schema v2); standard: x_u + s (x_c - x_u), 1 = none. s = w + 1."""
     cfg_uncond: Annotated[UncondConfig, BeforeValidator(_default_uncond)] = UncondConfig()
@@ -114,4 +116,6 @@ class DMD2Config(fvd.MethodConfig):
     @property
     def standard_guidance_scale(self) -> float:
         """The teacher's guidance scale in the standard convention; 1.0 = none."""
+        if self.real_score_guidance_scale is None:
+            return DEFAULT_STANDARD_GUIDANCE_SCALE
         return self.real_score_guidance_scale + (1.0 if self.guidance_convention == "offset" else 0.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+import fvd
 from fvd.flow import shift_sigma
 from fvd_dmd2.config import DMD2Config
 
@@ -14,3 +17,13 @@ def student_timesteps(config: DMD2Config, flow_shift: float) -> tuple[float, ...
     if not config.warp_denoising_step:
         return config.trained_steps
     return tuple(LADDER_TIMESTEPS * shift_sigma(step / LADDER_TIMESTEPS, flow_shift) for step in config.trained_steps)
+
+
+def unshifted_timestep(adapter: fvd.Adapter, timestep: float) -> float:
+    """The t that ``adapter.shift_and_clamp_timestep`` maps to ``timestep``, by bisection: any increasing schedule will do."""
+    low, high = 0.0, float(adapter.num_train_timesteps)
+    for _ in range(60):
+        middle = (low + high) / 2
+        shifted = adapter.shift_and_clamp_timestep(torch.tensor([middle], dtype=torch.float64))
+        low, high = (middle, high) if float(shifted) < timestep else (low, middle)
+    return (low + high) / 2

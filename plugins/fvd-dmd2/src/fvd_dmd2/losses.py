@@ -54,7 +54,9 @@ def matching_gradient(x0: Tensor, fake_x0: Tensor, real_x0: Tensor) -> MatchingG
 def distribution_matching_loss(x0: Tensor, gradient: MatchingGradient) -> Tensor:
     """L = 1/2 mean((x - stop_gradient(x - g))^2), so that dL/dx = g / x.numel(). 0-dim.
 
-    A dropped sample adds nothing and still counts in the mean: the other samples' gradients do not depend on it.
+    A dropped sample adds nothing and still counts in the mean: the other samples' gradients do not depend on it. That
+    holds where teacher or critic gave the non-finite numbers; where the student's own forward did, its activations make
+    the parameters' gradients non-finite whatever the loss, and the trainer skips the step.
     """
     x0 = torch.where(expand_to(gradient.kept, x0), x0.float(), 0.0)
     return 0.5 * functional.mse_loss(x0, (x0 - gradient.value).detach())

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 import fvd
-from fvd import flow
 from fvd.adapters import Conditioning, LatentsSource
 from fvd_dmd2.config import DMD2Config
-from fvd_dmd2.ladder import LADDER_TIMESTEPS, student_timesteps
+from fvd_dmd2.ladder import LADDER_TIMESTEPS, student_timesteps, unshifted_timestep
 from fvd_dmd2.losses import MatchingGradient, distribution_matching_loss, guided_x0, matching_gradient, regression_loss
 
 
@@ -39,7 +38,6 @@ class Rollout:
 class DMD2Method(fvd.Method):
     """Roles ``student`` and ``critic`` (trained), ``teacher`` (frozen). Any batch size; samples do not influence each other."""
 
-    config_class = DMD2Config
     role_names = ("student", "teacher", "critic")
 
     def __init__(self, *, run: fvd.RunConfig, roles: fvd.RoleManager, adapter: fvd.Adapter) -> None:
@@ -54,6 +52,11 @@ class DMD2Method(fvd.Method):
         self.teacher = adapter.bind(roles["teacher"])
         self.critic = adapter.bind(roles["critic"])
         self.student_attn_kind = adapter.supported_attn_kind(self.config.attn_kind)
+        steps = adapter.num_train_timesteps
+        self.unshifted_range = (
+            unshifted_timestep(adapter, steps * self.config.min_timestep_ratio),
+            unshifted_timestep(adapter, steps * self.config.max_timestep_ratio),
+        )
         timesteps = student_timesteps(self.config, run.pipeline_config.flow_shift)
         self.ladder = torch.tensor(timesteps, dtype=torch.float32, device=adapter.device)
 
@@ -148,11 +151,12 @@ class DMD2Method(fvd.Method):
         gradient, score_gap = self._matching_gradient(x0.detach(), batch, rng)
         metrics = {
             "dmd/normalizer": gradient.mean_over_kept(gradient.normalizer),
-            "dmd/gradient_norm": gradient.value.square().mean().sqrt(),
+            "dmd/gradient_rms": gradient.value.square().mean().sqrt(),
             "dmd/score_gap": gradient.mean_over_kept(score_gap),
-            "dmd/non_finite_samples": (~gradient.kept).sum(),
         }
-        return fvd.Loss("student_loss", distribution_matching_loss(x0, gradient), role="student", metrics=metrics)
+        counts = {"dmd/non_finite_samples": (~gradient.kept).sum()}
+        value = distribution_matching_loss(x0, gradient)
+        return fvd.Loss("student_loss", value, role="student", metrics=metrics, counts=counts)
 
     @torch.no_grad()
     def _matching_gradient(self, x0: Tensor, batch: fvd.Batch, rng: fvd.StepRandom) -> tuple[MatchingGradient, Tensor]:
@@ -184,11 +188,10 @@ class DMD2Method(fvd.Method):
 
         Uniform in the pre-image of the range under the shift, then shifted; the clamp only takes off rounding.
         """
-        shift, steps = self.run.pipeline_config.flow_shift, self.adapter.num_train_timesteps
-        low, high = self.config.min_timestep_ratio, self.config.max_timestep_ratio
-        first, last = flow.unshift_sigma(low, shift), flow.unshift_sigma(high, shift)
-        t = self.adapter.shift_and_clamp_timestep(steps * (first + (last - first) * rng.rand()))
-        return t.clamp(steps * low, steps * high)
+        first, last = self.unshifted_range
+        t = self.adapter.shift_and_clamp_timestep(first + (last - first) * rng.rand())
+        steps = self.adapter.num_train_timesteps
+        return t.clamp(steps * self.config.min_timestep_ratio, steps * self.config.max_timestep_ratio)
 
     def _guided_teacher_x0(self, x_t: Tensor, t: Tensor, batch: fvd.Batch) -> Tensor:
         cond_x0 = self.teacher.predict_x0(x_t, t, batch.cond)

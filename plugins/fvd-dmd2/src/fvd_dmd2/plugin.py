@@ -56,19 +56,36 @@ def fvd_methods() -> list[fvd.MethodSpec]:
     ]
 
 
+_SAMPLED = "as it is trained: sde, on its own ladder, without guidance"
+
+
+def _ignored_keys(ctx: CheckContext) -> set[str]:
+    """Sampling settings that the file gives and the method does not ask for."""
+    training = ctx.run.training.model_fields_set & {"validation_sampling_steps", "validation_guidance_scale"}
+    keys = {f"training.{name}" for name in training}
+    if ctx.run.pipeline_config.sampler_kind not in (None, "sde"):
+        keys.add("pipeline_config.sampler_kind")
+    return keys
+
+
 @fvd.hookimpl
 def fvd_check_config(ctx: CheckContext) -> list[fvd.Problem]:
     """What a valid run file means, where that is easily misread."""
     if ctx.method.name != "dmd2":
         return []
     config = cast("DMD2Config", ctx.run.method_config)
+    given = config.real_score_guidance_scale
+    said = "default" if given is None else f"{given:g} ({config.guidance_convention})"
     findings = [
         ctx.problem(
             "method_config.real_score_guidance_scale",
-            f"real_score_guidance_scale {config.real_score_guidance_scale:g} ({config.guidance_convention}) = "
-            f"{config.standard_guidance_scale:g} standard",
+            f"{said} = {config.standard_guidance_scale:g} standard",
             severity="note",
         )
+    ]
+    findings += [
+        ctx.problem(key, f"has no effect with dmd2: the student is sampled {_SAMPLED}", severity="note")
+        for key in sorted(_ignored_keys(ctx))
     ]
     if len(config.trained_steps) < len(config.dmd_denoising_steps):
         findings.append(

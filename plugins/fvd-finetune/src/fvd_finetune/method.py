@@ -22,7 +22,6 @@ from fvd_finetune.densities import sample_u
 class FinetuneMethod(fvd.Method):
     """Role ``student`` (trained). Any batch size; batch composition changes no sample's gradient."""
 
-    config_class = FinetuneConfig
     role_names = ("student",)
 
     def __init__(self, *, run: fvd.RunConfig, roles: fvd.RoleManager, adapter: fvd.Adapter) -> None:

@@ -99,17 +99,18 @@ class WanAdapter(fvd.FlowMatchingAdapter):
         return self.components.normalise(latents.to(self.device))
 
     def _zero_latents(self, raw_batch: fvd.RawBatch) -> Tensor:
+        """Of the size in the run file, or else of the data."""
+        geometry = self.context.geometry
+        if geometry is not None:
+            channels, frames, height, width = self.latent_shape(geometry)
+            frames = min(frames, self.context.latent_frames or frames)
+            return torch.zeros(raw_batch.batch_size, channels, frames, height, width, device=self.device)
         if "vae_latent" in raw_batch.tensors:
             return torch.zeros_like(raw_batch.tensors["vae_latent"], device=self.device, dtype=torch.float32)
-        geometry = self.context.geometry
-        if geometry is None:
-            raise DataError(
-                "the data have no latents, and the run file does not say which size to generate",
-                cure="Set training.num_height, training.num_width and training.num_frames.",
-            )
-        channels, frames, height, width = self.latent_shape(geometry)
-        frames = frames if self.context.latent_frames is None else self.context.latent_frames
-        return torch.zeros(raw_batch.batch_size, channels, frames, height, width, device=self.device)
+        raise DataError(
+            "the data have no latents, and the run file does not say which size to generate",
+            cure="Set training.num_height, training.num_width and training.num_frames.",
+        )
 
     # --- schedule ---
     def scheduler(self, kind: str) -> SchedulerMixin:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
@@ -34,12 +35,11 @@ class WanFamily(fvd.Family):
         model = read_model(fetch_transformers(spec.path))
         if len(model.transformers) > 1:
             self._boundary_ratios[name] = self._boundary_of(name, model.boundary_ratio)
+        # Under autocast a frozen network computes the same from half the memory; trained weights stay float32.
+        dtype = torch.float32 if spec.trainable or self.context.autocast_dtype is None else self.context.autocast_dtype
         modules: dict[str, nn.Module] = {}
         for part, folder in model.transformers.items():
-            transformer = load_transformer(folder, self.context.device)
-            if spec.trainable and self.context.gradient_checkpointing:
-                transformer.enable_gradient_checkpointing()
-            modules[part] = transformer
+            modules[part] = load_transformer(folder, self.context.device, dtype)
         handle = fvd.RoleHandle(name=name, family="wan", trainable=bool(spec.trainable), modules=modules)
         handle.apply_trainable()
         return handle

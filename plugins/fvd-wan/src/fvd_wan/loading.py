@@ -51,11 +51,16 @@ def _fetch(location: str, patterns: list[str]) -> Path:
         ) from None
 
 
-def load_transformer(folder: TransformerFolder, device: torch.device) -> WanTransformer3DModel:
-    """One transformer with float32 weights, in eval mode. Raises ModelError, also when a weight is missing in the file."""
+def load_transformer(
+    folder: TransformerFolder, device: torch.device, dtype: torch.dtype = torch.float32
+) -> WanTransformer3DModel:
+    """One transformer in eval mode; in bfloat16 diffusers keeps norms and time embedding in float32.
+
+    Raises ModelError, also when a weight is missing in the file.
+    """
 
     def load() -> tuple[WanTransformer3DModel, dict[str, list[str]]]:
-        return WanTransformer3DModel.from_pretrained(folder.path, torch_dtype=torch.float32, output_loading_info=True)
+        return WanTransformer3DModel.from_pretrained(folder.path, torch_dtype=dtype, output_loading_info=True)
 
     transformer, report = _load(folder.path, load)
     _refuse_missing(folder.path, set(report["missing_keys"]))

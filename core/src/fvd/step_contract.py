@@ -1,0 +1,75 @@
+"""What a method must keep to in a step. Checked at every yield: it costs no sync, and a slip trains on nonsense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fvd.data.spec import RawBatch
+from fvd.errors import PluginError
+from fvd.methods import Loss, Method
+from fvd.rng import StepRandom
+from fvd.specs import MethodSpec
+
+
+def check_method(method: Method, spec: MethodSpec) -> None:
+    """Raise PluginError where a built method is not what its descriptor says, or has a trained role without optimizer."""
+    if set(method.role_names) != set(spec.roles):
+        raise _broken(method, f"its role_names {sorted(method.role_names)} are not the descriptor's {sorted(spec.roles)}")
+    for handle in method.roles.trainable:
+        if not handle.optimizers:
+            raise _broken(method, f"it has built no optimizer for the trained role {handle.name!r}")
+
+
+def checked_losses(method: Method, batch: RawBatch, iteration: int, rng: StepRandom) -> Iterator[Loss]:
+    """The losses of a micro-batch, each as the contract of `fvd.Loss` wants it. Raises PluginError that names the slip."""
+    step = method.single_train_step(batch, iteration, rng=rng)
+    if not isinstance(step, Iterator):
+        raise _broken(method, f"single_train_step must yield its losses, it returned {type(step).__name__}")
+    names: set[str] = set()
+    for loss in step:
+        _check_loss(method, loss)
+        given = {loss.name, *loss.metrics, *loss.counts}
+        if names & given or len(given) != 1 + len(loss.metrics) + len(loss.counts):
+            raise _broken(method, f"two of its losses and metrics have one name, among {sorted(given)}")
+        names |= given
+        yield loss
+    if not names:
+        raise _broken(method, f"it yielded no loss at iteration {iteration}")
+
+
+def checked_roles_to_update(method: Method, iteration: int) -> Sequence[str]:
+    """The roles due, each a trained role of the run."""
+    due = method.roles_to_update(iteration)
+    trained = [handle.name for handle in method.roles.trainable]
+    if isinstance(due, str) or not set(due) <= set(trained):
+        raise _broken(method, f"roles_to_update({iteration}) must be a list out of {trained}, got {due!r}")
+    return due
+
+
+def _check_loss(method: Method, loss: object) -> None:
+    if not isinstance(loss, Loss):
+        raise _broken(method, f"single_train_step must yield fvd.Loss, it yielded {type(loss).__name__}")
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise PluginError(
+            f"{_name(method)} yielded its loss {loss.name!r} inside a `with torch.no_grad()` or `with torch.autocast()` block",
+            cure="Compute inside the block and yield after it: the trainer backpropagates between two yields.",
+        )
+    value = loss.value
+    if not isinstance(value, Tensor) or value.ndim != 0 or value.dtype != torch.float32:
+        got = f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise _broken(method, f"the loss {loss.name!r} must be one float32 number (a 0-dim tensor), got {got}")
+    if not value.requires_grad:
+        raise _broken(method, f"the loss {loss.name!r} reaches no parameter: it was detached, or computed without gradients")
+    if loss.role not in [handle.name for handle in method.roles.trainable]:
+        raise _broken(method, f"the loss {loss.name!r} is for the role {loss.role!r}, which is not a trained role of the run")
+
+
+def _name(method: Method) -> str:
+    return f"the method {method.run.recipe.method} ({type(method).__module__}.{type(method).__name__})"
+
+
+def _broken(method: Method, what: str) -> PluginError:
+    return PluginError(f"{_name(method)} breaks its contract: {what}", cure="Report it to the authors of the method.")
