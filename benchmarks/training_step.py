@@ -22,7 +22,7 @@ import yaml
 
 from fvd.config.load import load_run_file
 from fvd.data.parquet import T2V_SCHEMA
-from fvd.runtime import Runtime, build_runtime
+from fvd.runtime import Runtime, build_runtime, plan_run
 from fvd.signals import StopSignals
 from fvd.trackers.base import TrackerGroup
 from fvd.trainer import Trainer
@@ -63,7 +63,7 @@ def build_trainer(folder: Path, model: Path) -> Trainer:
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(document), encoding="utf-8")
-    runtime: Runtime = build_runtime(load_run_file(path), resume="auto")
+    runtime: Runtime = build_runtime(plan_run(load_run_file(path), resume="auto"))
     return Trainer(runtime, TrackerGroup({}), StopSignals())
 
 

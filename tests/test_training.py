@@ -14,14 +14,14 @@ import fvd
 import fvd_wan.family
 from fvd.cli.main import main
 from fvd.config.load import load_run_file
-from fvd.runtime import Runtime, build_runtime
+from fvd.runtime import Runtime, build_runtime, plan_run
 from fvd.signals import StopSignals
 from fvd.trackers.base import TrackerGroup
 from fvd.trainer import Trainer
 
 
 def build(run_file: Path) -> Runtime:
-    return build_runtime(load_run_file(run_file), resume="auto")
+    return build_runtime(plan_run(load_run_file(run_file), resume="auto"))
 
 
 def weights(handle: fvd.RoleHandle) -> dict[str, torch.Tensor]:

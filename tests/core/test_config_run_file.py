@@ -109,6 +109,72 @@ def test_a_wrong_type_is_one_problem(tmp_path, value):
     assert loaded.errors[0].line == (10 if key == "data_path" else 11)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("betas: 0.9", "needs two numbers"),
+        ("betas: [0.9, 1.5]", "less than 1"),
+        ("max_train_steps: true", "must not be true"),
+        ("learning_rate: .inf", "finite"),
+        ("seed: -1", "greater than or equal to 0"),
+        ("seed: 1.5", "whole number"),
+        ("wandb_run_name: 5", "must be text, got 5"),
+        ("log_validation: maybe", "true or false"),
+        ("mixed_precision: fp8", "'bf16'"),
+        ("gradient_accumulation_steps:", "got nothing"),
+    ],
+)
+def test_messages_say_it_in_the_words_of_a_run_file(tmp_path, value, words):
+    key = value.partition(":")[0]
+    text = FINETUNE.replace("  max_train_steps: 10\n", "" if key == "max_train_steps" else "  max_train_steps: 10\n")
+    loaded = load(tmp_path, text.replace("  data_path: data/clips", f"  data_path: data/clips\n  {value}"))
+    assert words in only(loaded.errors, f"training.{key}").message
+
+
+def test_nested_keys_are_named_whole(tmp_path):
+    text = DMD2.replace("method_config: {", "method_config: {cfg_uncond: {txt: zero}, ")
+    problem = only(load(tmp_path, text).errors, "method_config.cfg_uncond.txt")
+    assert "'text'" in problem.message
+
+
+def test_a_slip_in_the_recipe_hides_nothing_else(tmp_path):
+    text = FINETUNE.replace("  family: wan", "  famly: wan").replace("    path:", "    pth:")
+    text = text.replace("timestep_density", "timestep_densty").replace("flow_shift", "flow_shfit")
+    keys = {problem.key for problem in load(tmp_path, text).errors}
+    assert keys == {"recipe.famly", "recipe.family", "roles.student.pth", "roles.student.path", "method_config.timestep_densty"}
+    text = text.replace("famly", "family")
+    assert "pipeline_config.flow_shfit" in {problem.key for problem in load(tmp_path, text).errors}
+
+
+def test_a_key_outside_its_section(tmp_path):
+    problem = only(load(tmp_path, FINETUNE, ["max_train_steps=3"]).errors, "max_train_steps")
+    assert "training.max_train_steps" in problem.message
+
+
+def test_an_output_directory_that_is_a_file(tmp_path):
+    (tmp_path / "taken").write_text("x", encoding="utf-8")
+    loaded = load(tmp_path, FINETUNE, [f"training.output_dir={tmp_path / 'taken'}"])
+    assert only(loaded.errors, "training.output_dir").message == "is a file"
+
+
+def test_raw_clips_as_data_are_a_warning(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    loaded = load(tmp_path, FINETUNE, [f"training.data_path={tmp_path}"])
+    (problem,) = [problem for problem in loaded.problems if problem.key == "training.data_path"]
+    assert problem.severity == "warning"
+    assert "holds no prepared data" in problem.message
+
+
+def test_dmd2_says_what_it_ignores(tmp_path):
+    """The seeds' own example sets a sampler, steps and guidance for validation that dmd2 does not use."""
+    text = DMD2.replace(
+        "max_train_steps: 10}", "max_train_steps: 10, validation_sampling_steps: '8', validation_guidance_scale: 5}"
+    )
+    loaded = load(tmp_path, text + "pipeline_config: {flow_shift: 3, sampler_kind: ode}\n")
+    notes = {problem.key for problem in loaded.problems if problem.severity == "note"}
+    assert {"training.validation_sampling_steps", "training.validation_guidance_scale", "pipeline_config.sampler_kind"} <= notes
+
+
 def test_duplicate_keys_are_reported_with_both_lines(tmp_path):
     text = FINETUNE.replace("  max_train_steps: 10", "  max_train_steps: 10\n  max_train_steps: 20")
     problem = only(load(tmp_path, text).errors, "training.max_train_steps")

@@ -101,19 +101,3 @@ def test_unshift_is_the_inverse(shift):
 def test_shifts_compose_by_multiplication():
     sigma = torch.linspace(0, 1, 11, dtype=torch.float64)
     torch.testing.assert_close(flow.shift_sigma(flow.shift_sigma(sigma, 2.0), 3.0), flow.shift_sigma(sigma, 6.0))
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.02, 0.98), (0.0, 1.0), (0.4, 0.41)])
-@pytest.mark.parametrize("shift", SHIFTS)
-def test_sampled_sigma_follows_the_conditioned_law(shift, low, high):
-    """With evenly spaced uniforms the sample's quantiles are those of the shifted law conditioned on [low, high]."""
-    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    sigma = flow.sample_shifted_sigma(uniform, shift, low=low, high=high).double()
-    assert low - 1e-7 <= sigma.min()
-    assert sigma.max() <= high + 1e-7
-    assert (sigma.diff() > 0).all()  # no atom at either end
-
-    def cdf(s):
-        return s / (shift + (1 - shift) * s)
-
-    torch.testing.assert_close((cdf(sigma) - cdf(low)) / (cdf(high) - cdf(low)), uniform, rtol=0, atol=2e-4)

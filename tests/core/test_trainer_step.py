@@ -15,16 +15,16 @@ import torch
 import fvd
 from fvd.config.models import MethodConfig
 from fvd.errors import FvdError, PluginError
+from fvd.metrics import StepMetrics
 from fvd.signals import StopSignals
 from fvd.testing.toy import ToyAdapter, toy_raw_batch, toy_roles, toy_run
 from fvd.trackers.base import TrackerGroup
-from fvd.trainer import MAX_SKIPPED_IN_A_ROW, MetricMeans, Trainer
+from fvd.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
 
 
 class Regress(fvd.Method):
     """The simplest method; ``spoil`` is what a badly written one would do."""
 
-    config_class = MethodConfig
     role_names = ("student",)
     spoil = ""
 
@@ -122,7 +122,7 @@ def test_accumulation_equals_one_large_batch(make_trainer):
             for start in range(0, 4, size)
         )
         for start, part in zip(range(0, 4, size), parts, strict=True):
-            trainer.accumulate(part, start, MetricMeans())
+            trainer.accumulate(part, start, StepMetrics())
         return torch.cat([p.grad.flatten() for p in grads(trainer)])
 
     whole = gradient(train_batch_size=4, gradient_accumulation_steps=1)
@@ -168,13 +168,24 @@ def test_a_schedule_counts_the_steps_of_its_role():
     assert rates == pytest.approx([1 - step / 10 for step in range(10)])
 
 
-def test_metric_means():
-    means = MetricMeans()
+def test_means_and_sums_over_micro_batches():
+    metrics = StepMetrics()
     for value in (1.0, 2.0, 6.0):
-        means.add("tensor", torch.tensor(value))
-        means.add("number", value)
-    means.add("sometimes", torch.tensor(5.0))
-    assert means.to_host() == {"tensor": 3.0, "number": 3.0, "sometimes": 5.0}
+        metrics.mean("tensor", torch.tensor(value))
+        metrics.mean("number", value)
+        metrics.sum("count", torch.tensor(int(value)))
+        metrics.sum("plain count", value)
+    metrics.mean("sometimes", torch.tensor(5.0))
+    assert metrics.to_host() == {"tensor": 3.0, "number": 3.0, "count": 9.0, "plain count": 9.0, "sometimes": 5.0}
+    assert StepMetrics().to_host() == {}
+
+
+def test_a_metric_that_its_method_changes_afterwards_keeps_its_value():
+    metrics, running = StepMetrics(), torch.tensor(2.0)
+    metrics.mean("running", running)
+    running += 5
+    metrics.mean("running", running)
+    assert metrics.to_host() == {"running": 4.5}
 
 
 def test_first_signal_asks_second_insists():

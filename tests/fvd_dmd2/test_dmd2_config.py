@@ -129,14 +129,18 @@ def findings(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "real_score_guidance_scale 3.5 (offset) = 4.5 standard"),
-        ({"guidance_convention": "standard"}, "real_score_guidance_scale 3.5 (standard) = 3.5 standard"),
-        ({"real_score_guidance_scale": 0}, "real_score_guidance_scale 0 (offset) = 1 standard"),
+        ({}, "default = 4.5 standard"),
+        ({"guidance_convention": "standard"}, "default = 4.5 standard"),
+        ({"real_score_guidance_scale": 3.5}, "3.5 (offset) = 4.5 standard"),
+        ({"real_score_guidance_scale": 3.5, "guidance_convention": "standard"}, "3.5 (standard) = 3.5 standard"),
+        ({"real_score_guidance_scale": 0}, "0 (offset) = 1 standard"),
+        ({"real_score_guidance_scale": 0, "guidance_convention": "standard"}, "0 (standard) = 0 standard"),
     ],
 )
 def test_check_prints_the_effective_guidance(settings, said):
     [note] = findings(**settings)
     assert (note.severity, note.message, note.file, note.line) == ("note", said, "run.yaml", 7)
+    assert note.key == "method_config.real_score_guidance_scale"
 
 
 def test_check_mentions_a_trailing_zero():

@@ -61,7 +61,8 @@ def test_shard_units_are_the_blocks(shared):
 def test_data_spec(shared):
     spec = shared.family.data_spec()
     assert (spec.kind, spec.text_padding_length, spec.conditioning_dropout) == ("parquet", 512, "empty_prompt")
-    latents, text = spec.field("vae_latent"), spec.field("text_embedding")
+    latents, text = spec.fields
+    assert (latents.name, text.name) == ("vae_latent", "text_embedding")
     assert (latents.axes, latents.sizes, latents.source) == (("C", "T", "H", "W"), {"C": 16}, "latents")
     assert (text.axes, text.sizes, text.ragged, text.source) == (("L", "D"), {"D": 32}, "L", "text")
 

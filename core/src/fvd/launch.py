@@ -11,7 +11,7 @@ import torch
 
 from fvd.config.load import LoadedRun
 from fvd.errors import CheckpointError, FvdError
-from fvd.runtime import Runtime, build_runtime, describe_run
+from fvd.runtime import Runtime, build_runtime, describe_run, plan_run
 from fvd.signals import StopSignals
 from fvd.trackers.base import Tracker, TrackerContext, TrackerGroup
 from fvd.trackers.jsonl import JsonlTracker
@@ -47,7 +47,16 @@ def launch(loaded: LoadedRun, *, resume: str) -> RunOutcome:
     log_to_console()
     started = time.monotonic()
     with StopSignals() as stop:
-        runtime = build_runtime(loaded, resume=resume)
+        plan = plan_run(loaded, resume=resume)
+        if plan.nothing_to_do:
+            logger.info(
+                "%s is at step %d already, and training.max_train_steps is %d: nothing to do",
+                plan.run_dir.path,
+                plan.start_step,
+                plan.config.training.max_train_steps,
+            )
+            return RunOutcome("finished", plan.start_step)
+        runtime = build_runtime(plan)
         with runtime.run_dir.locked():
             trainer, outcome = _train(runtime, loaded, stop)
     _farewell(runtime, trainer, outcome, time.monotonic() - started)

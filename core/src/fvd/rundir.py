@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -62,6 +63,18 @@ class RunDirectory:
                 f"training.output_dir {self.path} is not empty and holds no fvd run",
                 cure="Name an empty or a new folder; nothing in this one was touched.",
             )
+
+    def check_writable(self) -> None:
+        """Raise CheckpointError where nothing can be written, before anything heavy is loaded."""
+        existing = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        try:
+            with TemporaryDirectory(dir=existing, prefix=".fvd-"):
+                pass
+        except OSError as error:
+            raise CheckpointError(
+                f"nothing can be written to training.output_dir {self.path}: {error.strerror or error}",
+                cure="Name another folder.",
+            ) from None
 
     def has_steps(self) -> bool:
         """Whether a run has logged a step here."""

@@ -61,16 +61,41 @@ class Runtime:
         return self.resume_from.step if self.resume_from else 0
 
 
-def build_runtime(loaded: LoadedRun, *, resume: str) -> Runtime:
-    """Build everything that ``loaded`` asks for; nothing is written.
+@dataclass(frozen=True)
+class RunPlan:
+    """What is decided before anything heavy is loaded: where the run writes, and where it continues."""
 
-    Raises FvdError for whatever a user can mend: another run's directory, data, models.
-    """
-    config, plugins = loaded.require(), loaded.plugins
+    config: RunConfig
+    plugins: Plugins
+    run_dir: RunDirectory
+    checkpoints: CheckpointManager
+    resume_from: Checkpoint | None
+
+    @property
+    def start_step(self) -> int:
+        return self.resume_from.step if self.resume_from else 0
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return self.resume_from is not None and self.start_step >= self.config.training.max_train_steps
+
+
+def plan_run(loaded: LoadedRun, *, resume: str) -> RunPlan:
+    """Raises ConfigError for a run file with errors, CheckpointError for an output directory that cannot be used."""
+    config = loaded.require()
     run_dir = RunDirectory(Path(config.training.output_dir).expanduser().absolute())
     checkpoints = CheckpointManager(run_dir.checkpoints, total_limit=config.training.checkpoints_total_limit)
     resume_from = find_resume_point(config, resume, run_dir, checkpoints)
+    run_dir.check_writable()
+    return RunPlan(config, loaded.plugins, run_dir, checkpoints, resume_from)
 
+
+def build_runtime(plan: RunPlan) -> Runtime:
+    """Build everything that the run file asks for; nothing is written.
+
+    Raises FvdError for whatever a user can mend: data, models, plugins.
+    """
+    config, plugins = plan.config, plan.plugins
     device = choose_device()
     family = build_family(config, plugins, device)
     method_class: type[Method] = plugins.load("method", config.recipe.method)
@@ -89,15 +114,15 @@ def build_runtime(loaded: LoadedRun, *, resume: str) -> Runtime:
         config=config,
         plugins=plugins,
         device=device,
-        run_dir=run_dir,
-        checkpoints=checkpoints,
-        resume_from=resume_from,
+        run_dir=plan.run_dir,
+        checkpoints=plan.checkpoints,
+        resume_from=plan.resume_from,
         family=family,
         roles=roles,
         adapter=adapter,
         method=method,
         loader=loader,
-        validator=_build_validator(config, plugins, adapter, prompts, latent_shape, run_dir) if prompts else None,
+        validator=_build_validator(config, plugins, adapter, prompts, latent_shape, plan.run_dir) if prompts else None,
         latent_shape=latent_shape,
     )
 

@@ -120,6 +120,7 @@ class Trainer:
                 self.stopwatch.start_step()
                 metrics = self.train_step(batches)
                 metrics |= self.stopwatch.end_step(training.train_batch_size * training.gradient_accumulation_steps)
+                metrics["data/epoch"] = float(self.runtime.loader.epoch)
                 self.report(metrics)
                 bar.advance(1, **_shown(metrics))
                 if self.save_due(self.step) or self.stop.requested:

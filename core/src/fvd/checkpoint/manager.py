@@ -59,6 +59,8 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Raises CheckpointError for anything that is not a whole checkpoint of this format."""
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder {path}")
     try:
         description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -199,8 +201,8 @@ def _load_tensors(tensors: dict[str, Any], path: Path) -> None:
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(path / TENSORS), no_dist=True)
     except (CheckpointException, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint {path} does not fit these models: {_reason(error)}",
-            cure="Resume with the run file that it was made with, or start in another output directory.",
+            f"the checkpoint {path} cannot be loaded: {_reason(error)}",
+            cure="It is damaged, or was made with other models. An older one: --step N (sample, export) or --resume PATH.",
         ) from error
 
 

@@ -70,6 +70,8 @@ def _refuse_overwriting_steps(config: RunConfig, run_dir: RunDirectory) -> None:
 
 def _refuse_changes(stored: dict[str, Any], config: RunConfig, where: str) -> None:
     changes = changed_keys(_as_of_today(stored, config), with_absolute_paths(config.as_document()))
+    if any(key.startswith("recipe.") for key in changes):  # then everything differs, and this says why
+        changes = {key: change for key, change in changes.items() if key.startswith("recipe.")}
     if changes:
         listed = "\n".join(f"    {key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
         raise CheckpointError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 
@@ -40,5 +39,5 @@ def execute(args: argparse.Namespace) -> int:
         )
     role = args.role or run.sampling_plan.role
     export_role(run, role, args.out, chosen)
-    print(f"{args.out}: {role} of step {run.checkpoint.step} ({chosen})", file=sys.stderr)
+    print(f"{args.out}: {role} of step {run.checkpoint.step} ({chosen})")
     return 0

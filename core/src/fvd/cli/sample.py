@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-frames", type=_positive)
     parser.add_argument("--height", type=_positive)
     parser.add_argument("--width", type=_positive)
-    parser.add_argument("--fps", type=float, help="of the written video; default: training.validation_fps")
+    parser.add_argument("--fps", type=_positive_number, help="of the written video; default: training.validation_fps")
     parser.set_defaults(execute=execute)
 
 
@@ -35,6 +34,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _positive_number(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value
 
 
@@ -77,10 +83,7 @@ def execute(args: argparse.Namespace) -> int:
     )
     write_video(args.out, adapter.decode(latents)[0], args.fps or run.config.training.validation_fps)
     steps = len(plan.sampling_timesteps) if plan.sampling_timesteps else args.steps or plan.sampling_steps[0]
-    print(
-        f"{args.out}: {handle.name} of step {run.checkpoint.step}, {kind}, {steps} steps, guidance {guidance_scale:g}",
-        file=sys.stderr,
-    )
+    print(f"{args.out}: {handle.name} of step {run.checkpoint.step}, {kind}, {steps} steps, guidance {guidance_scale:g}")
     return 0
 
 

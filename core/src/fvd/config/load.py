@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from fvd.config import legacy
 from fvd.config.check import CheckContext
+from fvd.config.explain import explain_detail
 from fvd.config.models import MethodConfig, PipelineConfig, PluginsConfig, Recipe, RoleConfig, RunConfig, TrainingConfig
 from fvd.config.overrides import apply_overrides
 from fvd.config.semantics import check_run, missing_roles
@@ -57,15 +57,18 @@ def load_run_file(path: Path, overrides: Sequence[str] = (), *, disable: Sequenc
 
 def _read(path: Path) -> str:
     if path.is_dir():
-        raise FvdError(f"{path} is a folder, not a run file", cure=f"Did you mean {path / 'run.yaml'}?")
+        inside = path / "run.yaml"
+        raise FvdError(f"{path} is a folder, not a run file", cure=f"Did you mean {inside}?" if inside.exists() else "")
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         there = sorted(entry.name for entry in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         cure = f"YAML files in {path.parent}: {', '.join(there)}" if there else ""
         raise FvdError(f"there is no run file {path}{did_you_mean(path.name, there)}", cure=cure) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FvdError(f"cannot read {path}: {error}") from None
+    except UnicodeDecodeError:
+        raise FvdError(f"{path} is not a text file") from None
+    except OSError as error:
+        raise FvdError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 class _Reader:
@@ -95,14 +98,14 @@ class _Reader:
         self.load_plugins(plugin_choice)
 
         recipe = self.parse(Recipe, ("recipe",))
-        method = self.find(MethodSpec, "method", recipe.method, ("recipe", "method")) if recipe else None
+        # By what the file says, so that a slip elsewhere in the recipe does not hide what is wrong in other sections.
+        family, method = self.find_named("family"), self.find_named("method")
         self.problems += legacy.migrate(self.document, self.file, method, set(TrainingConfig.model_fields))
         roles = self.parse_roles()
-        families = self.role_families(recipe, roles)
+        families = self.role_families(family, roles)
         training = self.parse(TrainingConfig, ("training",))
-        family = self.find(FamilySpec, "family", recipe.family, ("recipe", "family")) if recipe else None
-        pipeline_config = self.parse_plugin_config("family", recipe.family, "pipeline_config") if recipe and family else None
-        method_config = self.parse_plugin_config("method", recipe.method, "method_config") if recipe and method else None
+        pipeline_config = self.parse_plugin_config("family", "pipeline_config") if family else None
+        method_config = self.parse_plugin_config("method", "method_config") if method else None
 
         if (
             any(problem.severity == "error" for problem in self.problems)
@@ -139,7 +142,9 @@ class _Reader:
     # --- sections ---
     def unknown_sections(self) -> None:
         for key in self.document.data:
-            if key not in SECTIONS:
+            if key in TrainingConfig.model_fields:
+                self.report((key,), f"belongs into a section: training.{key}")
+            elif key not in SECTIONS:
                 hint = did_you_mean(key, SECTIONS)
                 self.report((key,), f"unknown section{hint}", cure=f"A run file has: {', '.join(SECTIONS)}.")
 
@@ -204,13 +209,10 @@ class _Reader:
         parsed = {role: self.parse(RoleConfig, ("roles", str(role))) for role in given}
         return {role: config for role, config in parsed.items() if config is not None}
 
-    def role_families(self, recipe: Recipe | None, roles: dict[str, RoleConfig]) -> dict[str, FamilySpec]:
+    def role_families(self, recipe_family: FamilySpec | None, roles: dict[str, RoleConfig]) -> dict[str, FamilySpec]:
         found = {}
         for role, config in roles.items():
-            if config.family and recipe and config.family != recipe.family:
-                spec = self.find(FamilySpec, "family", config.family, ("roles", role, "family"))
-            else:
-                spec = self.find(FamilySpec, "family", recipe.family, ("recipe", "family"), quiet=True) if recipe else None
+            spec = self.find("family", config.family, ("roles", role, "family")) if config.family else recipe_family
             if spec:
                 found[role] = spec
         return found
@@ -221,21 +223,26 @@ class _Reader:
         if method and isinstance(given, dict):
             self.problems += missing_roles(method, list(given), lambda key: self.document.locate(key, self.file))
 
-    def parse_plugin_config(self, kind: str, name: str, section: str) -> BaseModel | None:
+    def find_named(self, kind: str) -> Any:
+        """The descriptor that ``recipe.family`` or ``recipe.method`` names, or None where that is reported."""
+        section = self.document.data.get("recipe")
+        name = section.get(kind) if isinstance(section, dict) else None
+        return self.find(kind, name, ("recipe", kind)) if isinstance(name, str) else None
+
+    def parse_plugin_config(self, kind: str, section: str) -> BaseModel | None:
         try:
-            model = self.plugins.load_config(kind, name)
+            model = self.plugins.load_config(kind, self.document.data["recipe"][kind])
         except PluginError as error:
             self.report(("recipe", kind), error.message, cure=error.cure)
             return None
         return self.parse(model, (section,))
 
     # --- helpers ---
-    def find(self, kind_type: type, kind: str, name: str, key: KeyPath, *, quiet: bool = False) -> Any:
+    def find(self, kind: str, name: str, key: KeyPath) -> Any:
         try:
             return self.plugins.spec(kind, name)
         except PluginError as error:
-            if not quiet:
-                self.report(key, error.message, cure=error.cure)
+            self.report(key, error.message, cure=error.cure)
             return None
 
     def parse(self, model: type[BaseModel], path: KeyPath) -> Any:
@@ -257,28 +264,29 @@ class _Reader:
     def explain(self, error: ValidationError, model: type[BaseModel], path: KeyPath) -> list[Problem]:
         problems: dict[KeyPath, Problem] = {}
         for detail in error.errors(include_url=False):
-            field = tuple(str(part) for part in detail["loc"][:1])
-            key = (*path, *field)
+            key = (*path, *self.key_of(detail["loc"], path))
             if key not in problems:  # a union reports once for each of its branches
-                problems[key] = self.explain_one(detail, model, key)
+                problems[key] = self.explain_one(detail, model, key, len(path))
         return list(problems.values())
 
-    def explain_one(self, detail: Any, model: type[BaseModel], key: KeyPath) -> Problem:
+    def key_of(self, location: tuple[int | str, ...], path: KeyPath) -> KeyPath:
+        """Where in the file pydantic's location lies: it goes on into branches of unions, which are no keys."""
+        value: Any = self.document.data
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        keys: list[str] = []
+        for part in location:
+            if not isinstance(value, dict) or part not in value:
+                break
+            keys.append(str(part))
+            value = value[str(part)]
+        return tuple(keys) or tuple(str(part) for part in location[:1])
+
+    def explain_one(self, detail: Any, model: type[BaseModel], key: KeyPath, depth: int) -> Problem:
         file, line = self.document.locate(key, self.file)
         dotted = ".".join(key)
-        fields = list(model.model_fields)
-        if detail["type"] == "extra_forbidden":
-            hint = did_you_mean(key[-1], fields)
-            allowed = f"Keys of {'.'.join(key[:-1])}: {', '.join(fields) or 'none'}."
-            return Problem(message=f"unknown key{hint}", key=dotted, file=file, line=line, cure="" if hint else allowed)
-        if detail["type"] == "missing":
-            return Problem(
-                message="is required and not given", key=dotted, file=file, line=line, cure=_description(model, key[-1])
-            )
-        given = detail["input"]
-        message = re.sub(r"^Value error, ", "", detail["msg"])
-        shown = "" if isinstance(given, dict) else f", got {given!r}"
-        return Problem(message=f"{message}{shown}", key=dotted, file=file, line=line, cure=_description(model, key[-1]))
+        message, cure = explain_detail(detail, model, key[depth:])
+        return Problem(message=message, key=dotted, file=file, line=line, cure=cure)
 
     def report(self, key: KeyPath, message: str, *, cure: str = "") -> None:
         file, line = self.document.locate(key, self.file)
@@ -288,11 +296,6 @@ class _Reader:
 def _is_nested_layout(data: dict[str, Any]) -> bool:
     """Files of a program whose sections are ``models:`` and ``method:`` with dotted paths to import."""
     return "recipe" not in data and "models" in data and "method" in data
-
-
-def _description(model: type[BaseModel], field: str) -> str:
-    info = model.model_fields.get(field)
-    return f"{field}: {info.description}" if info and info.description else ""
 
 
 def _with_roles_completed(config: RunConfig, method: MethodSpec) -> RunConfig:

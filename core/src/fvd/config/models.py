@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     SerializeAsAny,
+    ValidationInfo,
     field_validator,
 )
 
@@ -26,7 +27,16 @@ from pydantic import (
 class StrictModel(BaseModel):
     """Frozen, and no key that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """``max_train_steps: true`` would else be 1 step."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError(f"must not be {str(value).lower()}")
+        return value
 
 
 class PipelineConfig(StrictModel):
@@ -53,15 +63,21 @@ def _split_numbers(value: object) -> object:
     return value
 
 
+def _two_numbers(value: object) -> object:
+    numbers = _split_numbers(value)
+    if not isinstance(numbers, (list, tuple)) or len(numbers) != 2:
+        raise ValueError("needs two numbers, for example [0.9, 0.999]")
+    return numbers
+
+
 def _first_number(value: object) -> object:
     """``"5.0"`` is a number; of ``"3.0,5.0"`` existing programs use the first."""
     numbers = _split_numbers(value)
     return numbers[0] if isinstance(numbers, list) and numbers else value
 
 
-Betas = Annotated[
-    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_split_numbers)
-]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_two_numbers)]
 StepCounts = Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(_split_numbers)]
 LrSchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -98,7 +114,7 @@ class TrainingConfig(StrictModel):
     """Optimizer steps (of the fastest role)."""
     data_path: str | tuple[str, ...] | dict[str, NonNegativeInt]
     """Prepared data: a folder, several (``"a:2,b"`` repeats a twice), a list, or ``{folder: repeats}``."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
     # data
     train_batch_size: PositiveInt = 1

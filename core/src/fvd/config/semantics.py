@@ -8,7 +8,8 @@ from pathlib import Path
 from fvd.config.check import CheckContext
 from fvd.errors import PluginError, Problem, did_you_mean
 from fvd.plugins import Plugins
-from fvd.specs import SAMPLING_PRIMITIVES, FamilySpec, MethodSpec, SamplerSpec
+from fvd.plugins.fit import missing_primitives
+from fvd.specs import SAMPLING_PRIMITIVES, MethodSpec, SamplerSpec
 
 
 def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
@@ -19,6 +20,8 @@ def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
         *_primitives(ctx),
         *_sampler(ctx, plugins),
         *_trackers(ctx, plugins),
+        *_validator(ctx, plugins),
+        *_output(ctx),
         *_data(ctx),
         *_validation(ctx),
     ]
@@ -52,25 +55,21 @@ def _latent_space(ctx: CheckContext) -> list[Problem]:
 
 
 def _primitives(ctx: CheckContext) -> list[Problem]:
-    """``needs ⊆ provides``, from descriptors alone. The recipe's family builds the adapter for all roles."""
-    problems = []
-    for role, needs in ctx.method.roles.items():
-        family = ctx.families.get(role)
-        if family:
-            problems += _missing_primitives(ctx, family, set(needs.needs), f"role {role}")
+    """``needs ⊆ provides``, from descriptors alone."""
     family = next(iter(ctx.families.values()))
-    problems += _missing_primitives(ctx, family, set(ctx.method.needs), "method")
-    if ctx.run.training.log_validation:
-        problems += _missing_primitives(ctx, family, set(SAMPLING_PRIMITIVES), "validation")
-    return problems
-
-
-def _missing_primitives(ctx: CheckContext, family: FamilySpec, needs: set[str], who: str) -> list[Problem]:
-    missing = sorted(needs - set(family.provides))
-    if not missing:
-        return []
-    message = f"{ctx.method.name} ({who}) needs {', '.join(missing)}, which family {family.name} does not provide"
-    return [ctx.problem("recipe", message, cure="`fvd plugins matrix` shows which methods run on which families.")]
+    missing = dict(missing_primitives(ctx.method, family))
+    if ctx.run.training.log_validation and not frozenset(family.provides) >= SAMPLING_PRIMITIVES:
+        missing["validation"] = SAMPLING_PRIMITIVES - frozenset(family.provides)
+    cure = "`fvd plugins matrix` shows which methods run on which families."
+    own = f"method {ctx.method.name}"
+    return [
+        ctx.problem(
+            "recipe",
+            f"{who or own} needs {', '.join(sorted(names))}, which family {family.name} does not provide",
+            cure=cure,
+        )
+        for who, names in missing.items()
+    ]
 
 
 def _sampler(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
@@ -98,13 +97,35 @@ def _trackers(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     return problems
 
 
+def _validator(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
+    if not ctx.run.training.log_validation:
+        return []
+    try:
+        plugins.spec("validator", next(iter(ctx.families.values())).validator)
+    except PluginError as error:
+        return [ctx.problem("recipe.family", error.message, cure=error.cure)]
+    return []
+
+
+def _output(ctx: CheckContext) -> list[Problem]:
+    if Path(ctx.run.training.output_dir).expanduser().is_file():
+        return [ctx.problem("training.output_dir", "is a file", cure="Name a folder.")]
+    return []
+
+
 def _data(ctx: CheckContext) -> list[Problem]:
     cure = "Make it with `fvd data prepare CLIPS --family FAMILY --model MODEL --out FOLDER`. `fvd run` needs it."
-    return [
-        ctx.problem("training.data_path", f"there is no folder {folder} here", cure=cure, severity="warning")
-        for folder, _ in ctx.run.training.data_sources()
-        if not folder.exists()
-    ]
+    problems = []
+    for folder, _ in ctx.run.training.data_sources():
+        if not folder.exists():
+            problems.append(
+                ctx.problem("training.data_path", f"there is no folder {folder} here", cure=cure, severity="warning")
+            )
+        elif not any(folder.rglob("*.parquet")):
+            problems.append(
+                ctx.problem("training.data_path", f"{folder} holds no prepared data", cure=cure, severity="warning")
+            )
+    return problems
 
 
 def _validation(ctx: CheckContext) -> list[Problem]:

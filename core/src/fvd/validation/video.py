@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from fvd.adapters import Conditioning
+from fvd.console import progress
 from fvd.data.video import write_video
 from fvd.files import folder_written_aside
 from fvd.samplers.guidance import GuidedModel
@@ -43,7 +44,12 @@ class VideoValidator(Validator):
         """Write ``NNN_sampler_S_steps.mp4`` for every prompt and number of steps, and ``prompts.jsonl``."""
         count = len(self.context.prompts)
         with folder_written_aside(self.step_dir(step)) as folder:
-            rows = [self._sample(request, steps, index, folder) for steps in request.sampling_steps for index in range(count)]
+            rows = []
+            with progress("validation", count * len(request.sampling_steps)) as bar:
+                for steps in request.sampling_steps:
+                    for index in range(count):
+                        rows.append(self._sample(request, steps, index, folder))
+                        bar.advance()
             listing = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / "prompts.jsonl").write_text(listing, encoding="utf-8")
         self.context.adapter.release()
