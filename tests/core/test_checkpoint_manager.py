@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -14,8 +15,18 @@ from fvd.optim import OptimizerSpec
 from fvd.roles import RoleHandle, RoleManager
 from fvd.testing.toy import toy_roles
 
-CONFIG = {"training": {"seed": 0}}
-LOADER = {"epoch": 1, "position": 3}
+LOADER = {"epoch": 1, "position": 3, "data": "0123"}
+DESCRIBED = {"method_state": {}, "loader_state": LOADER, "config": {"training": {"seed": 0}}}
+
+
+class Averaging(torch.nn.Module):
+    """What checkpoints see of a method that keeps something of its own."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.full((3,), value))
+        self.register_buffer("steps", torch.tensor(int(value)))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
 
 
 def trained_roles(steps: int = 3, seed: int = 0) -> RoleManager:
@@ -63,11 +74,11 @@ def test_round_trip_is_exact_also_for_an_optimizer_that_never_stepped(tmp_path):
     roles = trained_roles()
     manager = CheckpointManager(tmp_path)
     before = state(roles)
-    path = manager.save(3, roles, loader_state=LOADER, config=CONFIG)
+    path = manager.save(3, roles, **DESCRIBED)
     assert_equal_states(before, state(roles))  # saving changes nothing
     others = trained_roles(steps=1, seed=5)
     checkpoint = read_checkpoint(path)
-    manager.load(checkpoint, others)
+    manager.load(checkpoint, others, torch.nn.Module())
     assert_equal_states(before, state(others))
     assert others["student"].optimizers["main"].state == {}
     assert others["critic"].lr_schedulers["main"].last_epoch == 3
@@ -77,9 +88,45 @@ def test_round_trip_is_exact_also_for_an_optimizer_that_never_stepped(tmp_path):
     assert_equal_states(state(roles), state(others))
 
 
+def test_what_a_method_registers_on_itself_is_saved_and_restored(tmp_path):
+    roles, method = trained_roles(), Averaging(7.0)
+    path = CheckpointManager(tmp_path).save(3, roles, **DESCRIBED | {"method_state": method.state_dict()})
+    method.average += 1  # saved is what was, not what is
+    restored = Averaging(0.0)
+    average = restored.average
+    CheckpointManager(tmp_path).load(read_checkpoint(path), trained_roles(seed=5), restored)
+    assert restored.average is average
+    assert restored.average.tolist() == [7.0, 7.0, 7.0]
+    assert restored.steps.item() == 7
+    assert restored.steps.dtype == torch.int64
+    assert restored.scratch.tolist() == [0.0, 0.0]
+
+
+def test_a_method_with_other_buffers_is_refused(tmp_path):
+    roles = trained_roles()
+    checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, **DESCRIBED))
+    with pytest.raises(CheckpointError, match=r"cannot be loaded: .*method\.average"):
+        CheckpointManager(tmp_path).load(checkpoint, roles, Averaging(0.0))
+
+
+def test_a_role_and_a_method_may_share_names(tmp_path):
+    """A role called method, and a method with a buffer called as a role's weights: they lie apart."""
+    roles = toy_roles({"method": True, "student": True})
+    method = torch.nn.Module()
+    method.register_buffer("student", torch.tensor(5.0))
+    path = CheckpointManager(tmp_path).save(1, roles, **DESCRIBED | {"method_state": method.state_dict()})
+    others, other = toy_roles({"method": True, "student": True}, seed=4), torch.nn.Module()
+    other.register_buffer("student", torch.tensor(0.0))
+    CheckpointManager(tmp_path).load(read_checkpoint(path), others, other)
+    assert other.student == 5.0
+    for role in ("method", "student"):
+        saved, loaded = (r[role].modules["transformer"].state_dict() for r in (roles, others))
+        assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
 def test_one_role_alone(tmp_path):
     roles = trained_roles()
-    checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, loader_state=LOADER, config=CONFIG))
+    checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, **DESCRIBED))
     other = toy_roles({"critic": False}, seed=9)["critic"]
     load_role_weights(checkpoint, other)
     expected = roles["critic"].modules["transformer"].state_dict()
@@ -92,7 +139,7 @@ def test_only_the_newest_are_kept(tmp_path):
     roles = trained_roles()
     manager = CheckpointManager(tmp_path, total_limit=2)
     for number in (1, 2, 10, 3):
-        manager.save(number, roles, loader_state=LOADER, config=CONFIG)
+        manager.save(number, roles, **DESCRIBED)
     assert manager.steps() == [3, 10]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
     assert manager.latest().step == 10
@@ -101,29 +148,41 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_what_a_killed_save_leaves_is_not_a_checkpoint(tmp_path):
     roles = trained_roles()
     manager = CheckpointManager(tmp_path)
-    (tmp_path / ".step-00000005.writing").mkdir()
+    for name in (".step-00000005.writing", ".step-00000003.writing", ".step-00000002.deleting"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.json").write_text(json.dumps({"format": 1, "step": 5}))
     assert manager.latest() is None
-    manager.save(5, roles, loader_state=LOADER, config=CONFIG)
+    manager.save(5, roles, **DESCRIBED)
+    assert manager.steps() == [5]
+    manager.remove_leftovers()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    manager = CheckpointManager(tmp_path)
+    manager.save(5, trained_roles(), **DESCRIBED)
+    path = manager.save(5, trained_roles(), **DESCRIBED | {"loader_state": LOADER | {"epoch": 9}})
+    assert read_checkpoint(path).loader_state["epoch"] == 9
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
 def test_models_of_another_size_are_refused(tmp_path):
     roles = trained_roles()
-    checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, loader_state=LOADER, config=CONFIG))
+    checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, **DESCRIBED))
     other = toy_roles({"critic": False})["critic"]
     other.modules["transformer"].out = torch.nn.Linear(16, 7)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match=r"cannot be loaded: .*roles\.critic\.modules\.transformer\.out\.weight"):
         load_role_weights(checkpoint, other)
 
 
 def test_no_room(tmp_path, monkeypatch):
     roles = trained_roles()
     manager = CheckpointManager(tmp_path / "checkpoints")
-    manager.save(1, roles, loader_state=LOADER, config=CONFIG)
+    manager.save(1, roles, **DESCRIBED)
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr("fvd.checkpoint.manager.shutil.disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match="step 2 could not be written") as caught:
-        manager.save(2, roles, loader_state=LOADER, config=CONFIG)
+        manager.save(2, roles, **DESCRIBED)
     assert "continues from step 1" in caught.value.cure
     assert manager.steps() == [1]
 

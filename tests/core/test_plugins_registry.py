@@ -163,10 +163,43 @@ def test_an_error_for_the_user_passes_through_a_target(install):
 
 
 def test_config_is_loaded_by_its_own_target(install):
-    install_family(install, "acme-ltx", "ltx", family="1 / 0", config="class Config: shift = 3")
-    assert load_plugins().load_config("family", "ltx").shift == 3
+    config = "import fvd\nclass Config(fvd.PipelineConfig): shift: float = 3"
+    install_family(install, "acme-ltx", "ltx", family="1 / 0", config=config)
+    assert load_plugins().load_config("family", "ltx")().shift == 3
     with pytest.raises(ValueError, match="no config"):
         load_plugins().load_config("sampler", "ode")
+
+
+METHOD = """
+    import fvd
+
+    @fvd.hookimpl
+    def fvd_methods():
+        return [fvd.MethodSpec(name="m", target="x_m.plugin:run", config="x_m.plugin:{config}", roles={{"s": fvd.RoleNeeds(trainable=True)}})]
+
+    class Stranger: pass
+    def run(): pass
+    number = 3
+"""
+
+
+@pytest.mark.parametrize("config", ["Stranger", "run", "number"])
+def test_a_config_of_another_class_is_refused(install, config):
+    """Anything else would fail far from its cause, or let unknown keys pass."""
+    install("x-m", entry_points={"m": "x_m.plugin"}, modules={"x_m.plugin": METHOD.format(config=config)})
+    error = error_of(load_plugins(), "method", "m", "load_config")
+    assert f"x_m.plugin:{config} is not a subclass of fvd.MethodConfig" in error.message
+    for word in ("x-m 1.0", "P09"):
+        assert word in error.message
+    install_family(install, "acme-ltx", "ltx", config="import fvd\nclass Config(fvd.MethodConfig): pass")
+    assert "not a subclass of fvd.PipelineConfig" in error_of(load_plugins(), "family", "ltx", "load_config").message
+
+
+def test_a_target_that_cannot_be_called_is_refused(install):
+    install_family(install, "acme-ltx", "ltx", family="Family = 3")
+    error = error_of(load_plugins(), "family", "ltx", "load")
+    assert "acme_ltx.family:Family is not callable" in error.message
+    assert "acme-ltx 1.0" in error.message
 
 
 def test_a_descriptor_from_elsewhere_has_no_owner(install):
@@ -182,6 +215,11 @@ def test_a_descriptor_from_elsewhere_has_no_owner(install):
 # --- hooks -----------------------------------------------------------------------------------------------------------
 HOOKS = """
     import fvd
+
+    @fvd.hookimpl
+    def fvd_methods():
+        roles = {{"student": fvd.RoleNeeds(trainable=True)}}
+        return [fvd.MethodSpec(name="{name}", target="x_{name}:run", config="x_{name}:Config", roles=roles)]
 
     @fvd.hookimpl
     def fvd_run_start(run):
@@ -216,24 +254,38 @@ def test_notifications_reach_everybody_in_order_and_a_failure_is_logged_once(ins
         plugins.notify("fvd_run_begin", run=seen)
 
 
-def test_checks_are_collected_and_a_failing_one_is_a_problem_of_its_plugin(install):
+def check_context(plugins, used: str) -> SimpleNamespace:
+    """A run that uses the method ``used`` on the family ``ltx``."""
+    return SimpleNamespace(
+        word="it", method=plugins.spec("method", used), families={"student": plugins.spec("family", "ltx")}
+    )
+
+
+@pytest.mark.parametrize(("used", "severity"), [("b", "error"), ("a", "warning")])
+def test_checks_are_collected_and_a_failing_one_is_a_problem_of_its_plugin(install, used, severity):
+    """It stops only the runs that use the plugin."""
+    install_family(install, "acme-ltx", "ltx")
     install_hooks(install, "a")
     install_hooks(install, "b", "raise SystemExit('boom')")
     install_hooks(install, "c")
-    found = load_plugins().check_config(SimpleNamespace(word="it"))
+    plugins = load_plugins()
+    found = plugins.check_config(check_context(plugins, used))
     assert [problem.message for problem in found if "saw" in problem.message] == ["a saw it", "c saw it"]
     (failed,) = [problem for problem in found if "saw" not in problem.message]
     assert isinstance(failed, Problem)
-    assert failed.severity == "error"
+    assert failed.severity == severity
     assert "b (x-b 1.0)" in failed.message
     assert "boom" in failed.message
 
 
 @pytest.mark.parametrize("returned", ["['a text']", "'text'", "7", "None"])
 def test_a_check_that_returns_something_else_is_a_problem(install, returned):
+    install_family(install, "acme-ltx", "ltx")
+    install_hooks(install, "good")
     source = f"import fvd\n@fvd.hookimpl\ndef fvd_check_config(ctx): return {returned}"
     install("x-odd", entry_points={"odd": "x_odd"}, modules={"x_odd": source})
-    found = load_plugins().check_config(SimpleNamespace())
+    plugins = load_plugins()
+    found = [p for p in plugins.check_config(check_context(plugins, "good")) if p.message != "good saw it"]
     assert ["odd (x-odd 1.0)" in problem.message for problem in found] == ([] if returned == "None" else [True])
 
 

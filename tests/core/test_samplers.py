@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from types import SimpleNamespace
@@ -9,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import fvd
 from fvd import flow
-from fvd.errors import FvdError
+from fvd.errors import FvdError, PluginError
+from fvd.plugins import load_plugins
 from fvd.samplers.guidance import GuidedModel
 from fvd.samplers.ode import sample_ode
-from fvd.samplers.sampling import sample_latents
+from fvd.samplers.sampling import LoadedSampler, check_plan, sample_latents
 from fvd.samplers.sde import sample_sde
 
 MEAN, STD = 2.0, 0.3
@@ -93,11 +96,11 @@ class LinearAdapter:
     def __init__(self):
         self.calls = []
 
-    def predict(self, handle, x_t, t, cond):
+    def predict(self, handle, x_t, t, cond, *, attn_kind="dense"):
         self.calls.append(cond)
         return cond * x_t
 
-    def predict_x0(self, handle, x_t, t, cond):
+    def predict_x0(self, handle, x_t, t, cond, *, attn_kind="dense"):
         return x_t - flow.expand_to(t / 1000, x_t) * self.predict(handle, x_t, t, cond)
 
 
@@ -117,28 +120,76 @@ def test_no_guidance_makes_no_unconditional_pass():
     assert adapter.calls == [3.0]
 
 
-def sample(model, timesteps, kind="ode", sampler=sample_ode, seeds=(7,)):
-    return sample_latents(
-        model, sampler=sampler, sampler_kind=kind, shape=(1, 1, 2, 2), steps=3, timesteps=timesteps, seeds=seeds
+def sample(model, timesteps=None, function=sample_ode, seeds=(7,), **spec):
+    sampler = LoadedSampler(fvd.SamplerSpec(name="loop", target="a:b", **spec), function)
+    return sample_latents(model, sampler=sampler, shape=(1, 1, 2, 2), steps=3, timesteps=timesteps, seeds=seeds)
+
+
+@pytest.fixture
+def model():
+    """The Gaussian, with an adapter that remembers which schedulers it was asked for."""
+    made = GaussianModel()
+    made.asked = []
+    made.adapter = SimpleNamespace(
+        device=torch.device("cpu"), scheduler=lambda kind: made.asked.append(kind) or EulerScheduler()
     )
+    return made
 
 
-def test_initial_noise_is_that_of_a_cpu_generator_and_samples_are_independent():
+def test_initial_noise_is_that_of_a_cpu_generator_and_samples_are_independent(model):
     seen = []
 
     def remember(model, latents, **_):
         seen.append(latents)
         return latents
 
-    model = GaussianModel()
-    model.adapter = SimpleNamespace(device=torch.device("cpu"), scheduler=lambda kind: EulerScheduler())
-    sample(model, None, sampler=remember, seeds=(7, 8))
+    sample(model, function=remember, seeds=(7, 8))
     expected = torch.randn(1, 1, 1, 2, 2, generator=torch.Generator().manual_seed(8))
     assert torch.equal(seen[0][1:], expected)
 
 
-def test_ode_refuses_explicit_timesteps():
-    model = GaussianModel()
-    model.adapter = SimpleNamespace(device=torch.device("cpu"), scheduler=lambda kind: EulerScheduler())
-    with pytest.raises(FvdError, match="places the timesteps itself"):
+def test_a_solver_refuses_explicit_timesteps(model):
+    with pytest.raises(FvdError, match="loop takes a number of steps; its solver places the timesteps itself"):
         sample(model, (1000.0, 500.0))
+
+
+def test_a_loop_gets_the_scheduler_and_the_timesteps_that_its_descriptor_asks_for(model):
+    seen = []
+
+    def loop(model, latents, *, scheduler, timesteps, generators):
+        seen.append((vars(scheduler), timesteps.tolist(), len(generators)))
+        return latents
+
+    sample(model, function=loop, scheduler="exotic")
+    sample(model, (900.0, 100.0), function=loop, scheduler="sde", takes_timesteps=True)
+    assert model.asked == ["exotic", "sde"]
+    assert seen[0][1] == pytest.approx([1000.0, 2000 / 3, 1000 / 3])
+    assert seen[1] == ({}, [900.0, 100.0], 1)  # a fresh scheduler: nothing has been set
+
+
+@pytest.mark.parametrize(("returned", "got"), [(lambda x: x[:, :, :, :1], r"\[1, 1, 1, 1, 2\]"), (lambda x: [x], "list")])
+def test_a_loop_that_returns_something_else_is_refused(model, returned, got):
+    with pytest.raises(PluginError, match=rf"the sampler loop must return latents of shape \[1, 1, 1, 2, 2\], got {got}"):
+        sample(model, function=lambda model, latents, **_: returned(latents))
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+PLAN = fvd.SamplingPlan(role="student", sampler_kind="ode", sampling_steps=(4,))
+
+
+def check(family_samplers, **changes):
+    family = fvd.FamilySpec(name="f", target="a:b", config="a:c", provides=set(), samplers=family_samplers)
+    check_plan(dataclasses.replace(PLAN, **changes), load_plugins(only=()), family)
+
+
+def test_a_plan_is_checked_before_anything_is_loaded():
+    check({"ode"})
+    check({"sde"}, sampler_kind="sde", sampling_timesteps=(1000.0, 500.0))
+    with pytest.raises(PluginError, match="sampler 'odee'.*did you mean 'ode'"):
+        check({"ode"}, sampler_kind="odee")
+    with pytest.raises(FvdError, match=r"ode needs a scheduler of kind 'ode', which family f lacks\nIt has: euler, sde"):
+        check({"sde", "euler"})
+    with pytest.raises(FvdError, match="It has: none"):
+        check(set())
+    with pytest.raises(FvdError, match="places the timesteps itself"):
+        check({"ode"}, sampling_timesteps=(1000.0, 500.0))

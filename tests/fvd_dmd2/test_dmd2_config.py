@@ -73,7 +73,7 @@ def test_rollout_aliases(written, meant):
         ({"attn_kind": "sparse"}, "dense"),
         ({"cfg_uncond": {"text": "drop"}}, "negative_prompt"),
         ({"cfg_uncond": {"image": "zero"}}, "only the channel text yet, not image"),
-        ({"critic_betas": "0.9"}, "Field required"),
+        ({"critic_betas": "0.9"}, "needs two numbers"),
         ({"generator_update_intervall": 5}, "Extra inputs"),
     ],
 )

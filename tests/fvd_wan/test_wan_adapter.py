@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
+from collections import Counter
 
 import pytest
 import torch
 
 import fvd
 from fvd.errors import FvdError
+from fvd.recompute import recompute_activations
 from fvd_wan.adapter import WanConditioning
 
 
@@ -83,16 +85,66 @@ def test_gradients_reach_every_trainable_weight_and_no_frozen_one(build, cond):
     assert not frozen.adapter.predict(frozen.handle, draw(2, 16, 3, 8, 8), torch.tensor([900.0, 300.0]), cond).requires_grad
 
 
-def test_gradient_checkpointing_changes_no_gradient(build, cond):
-    gradients = []
-    for checkpointing in (False, True):
-        built = build(trainable=True, gradient_checkpointing=checkpointing)
-        assert built.handle.modules["transformer"].gradient_checkpointing is checkpointing
+def test_recomputing_activations_changes_no_gradient_and_runs_each_block_twice(build, cond):
+    gradients, calls, names = [], [], []
+    for recomputed in (False, True):
+        built = build(trainable=True)
+        blocks = built.family.shard_units(built.handle)
+        calls.append(Counter())
+        for index, block in enumerate(blocks):  # inside the block, where a recomputation passes again
+            block.ffn.register_forward_hook(lambda *_, index=index, calls=calls[-1]: calls.update([index]))
+        if recomputed:
+            recompute_activations(built.family, built.handle)
         built.adapter.predict(built.handle, draw(2, 16, 3, 8, 8), torch.tensor([900.0, 300.0]), cond).square().mean().backward()
         gradients.append([p.grad for p in built.handle.trainable_parameters()])
+        names.append(list(built.handle.modules["transformer"].state_dict()))
+    assert calls == [{0: 1, 1: 1}, {0: 2, 1: 2}]
+    assert names[0] == names[1]
     for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, recomputed)
-    assert build(trainable=False, gradient_checkpointing=True).handle.modules["transformer"].gradient_checkpointing is False
+        assert torch.equal(plain, recomputed)
+
+
+def test_recomputing_costs_nothing_without_gradients(build, cond):
+    built = build(trainable=True)
+    x_t, t = draw(2, 16, 3, 8, 8), torch.tensor([900.0, 300.0])
+    with torch.no_grad():
+        plain = built.adapter.predict(built.handle, x_t, t, cond)
+        recompute_activations(built.family, built.handle)
+        assert torch.equal(built.adapter.predict(built.handle, x_t, t, cond), plain)
+
+
+def test_a_family_without_blocks_cannot_recompute(build, monkeypatch):
+    """Silence would look like saved memory."""
+    built = build(trainable=True)
+    monkeypatch.setattr(type(built.family), "shard_units", lambda self, handle: [])
+    with pytest.raises(FvdError, match=r"family wan does not say.*\n.*enable_gradient_checkpointing_type"):
+        recompute_activations(built.family, built.handle)
+
+
+# --- precision ---------------------------------------------------------------------------------------------------------
+def test_frozen_roles_are_stored_in_the_autocast_dtype_and_trained_ones_in_float32(build):
+    frozen, trained = (
+        build(trainable=trainable, autocast_dtype=torch.bfloat16).handle.modules["transformer"] for trainable in (False, True)
+    )
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+    assert frozen.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert frozen.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
+    plain = build(trainable=False).handle.modules["transformer"]
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+
+
+def test_nothing_is_autocast_on_the_cpu(build, cond):
+    """There a trained role computes in float32, whatever the context says."""
+    seen = []
+    built = build(trainable=True, autocast_dtype=torch.bfloat16)
+    built.handle.modules["transformer"].blocks[0].ffn.register_forward_hook(
+        lambda module, inputs, output: seen.append((output.dtype, torch.is_autocast_enabled("cpu")))
+    )
+    x_t, t = draw(2, 16, 3, 8, 8), torch.tensor([900.0, 300.0])
+    velocity = built.adapter.predict(built.handle, x_t, t, cond)
+    assert seen == [(torch.float32, False)]
+    plain = build(trainable=True)
+    assert torch.equal(velocity, plain.adapter.predict(plain.handle, x_t, t, cond))
 
 
 def test_unknown_attention_is_refused(shared, cond):

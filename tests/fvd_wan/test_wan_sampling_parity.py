@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
+from fvd.plugins import load_plugins
 from fvd.samplers.guidance import GuidedModel
-from fvd.samplers.ode import sample_ode
-from fvd.samplers.sampling import sample_latents
+from fvd.samplers.sampling import load_sampler, sample_latents
 
 PROMPT, NEGATIVE = "a red ball  rolling left &amp; 一个红色的球", "static, worst quality"
 STEPS, SEED, SHAPE = 6, 42, (16, 3, 8, 8)
@@ -34,7 +34,8 @@ def sample_with_fvd(built, guidance_scale):
     model = GuidedModel(
         adapter, built.handle, adapter.encode_prompts([PROMPT]), adapter.encode_prompts([NEGATIVE]), guidance_scale
     )
-    return sample_latents(model, sampler=sample_ode, sampler_kind="ode", shape=SHAPE, steps=STEPS, timesteps=None, seeds=[SEED])
+    ode = load_sampler(load_plugins(only=()), "ode")
+    return sample_latents(model, sampler=ode, shape=SHAPE, steps=STEPS, timesteps=None, seeds=[SEED])
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterable, Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import fvd
@@ -182,6 +183,8 @@ def _print_plugin(plugins: Plugins, record: PluginRecord) -> None:
                 print(f"  {kind} {spec.name}: {spec.summary or '(no summary)'}")
                 for label, text in _detail_rows(plugins, spec):
                     print(f"    {label:<12}  {text}")
+                for line in _key_lines(plugins, spec):
+                    print(f"    {line}")
 
 
 def _detail_rows(plugins: Plugins, spec: Spec) -> list[tuple[str, str]]:
@@ -202,6 +205,24 @@ def _detail_rows(plugins: Plugins, spec: Spec) -> list[tuple[str, str]]:
             rows.append(("role", f"{role}, {'trained' if it.trainable else 'frozen'}, needs {_words(it.needs)}"))
         rows += [("family", f"{label}: {describe_fit(spec, it)}") for label, it in _labelled(plugins, FamilySpec)]
     return rows
+
+
+def _key_lines(plugins: Plugins, spec: Spec) -> Iterator[str]:
+    """The keys of ``pipeline_config:`` or ``method_config:`` that this plugin reads."""
+    if not isinstance(spec, (FamilySpec, MethodSpec)):
+        return
+    from fvd.config.document import describe_keys
+
+    section = "pipeline_config" if isinstance(spec, FamilySpec) else "method_config"
+    try:
+        model = plugins.load_config(spec.kind, f"{plugins.owner(spec).distribution}:{spec.name}")
+    except PluginError as error:
+        yield f"{section}: {error.message}"
+        return
+    yield f"{section}:"
+    for key, description in describe_keys(model):
+        yield f"  {key}"
+        yield from (f"      {line}" for line in textwrap.wrap(description, 110))
 
 
 def _words(names: Collection[str]) -> str:

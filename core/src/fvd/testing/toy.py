@@ -26,6 +26,7 @@ from fvd.flow import expand_to
 from fvd.methods import Method
 from fvd.rng import StepRandom, derive_seed, randn_per_sample, seeded_generator
 from fvd.roles import RoleHandle, RoleManager
+from fvd.step_contract import checked_losses, checked_roles_to_update
 
 LATENT_SHAPE = (3, 2, 4, 4)
 """(C, T, H, W) of the toy's latents."""
@@ -180,19 +181,18 @@ def toy_random(iteration: int, batch_size: int, *, seed: int = 0, first_position
 
 
 def train_step(method: Method, raw_batch: RawBatch, iteration: int) -> dict[str, float]:
-    """One step without a trainer: backpropagate each loss, step the roles due, zero. Returns losses and metrics by name.
+    """One step without a trainer: backpropagate each loss, step the roles due, zero. Returns losses, metrics and counts
+    by name.
 
-    Raises AssertionError where a method breaks the contract of a step: grad mode left switched off, or a loss that is
-    not one float32 number.
+    Raises PluginError where a method breaks the contract of a step, as the trainer does.
     """
     logged: dict[str, float] = {}
     rng = toy_random(iteration, raw_batch.batch_size, seed=method.run.training.seed)
-    for loss in method.single_train_step(raw_batch, iteration, rng=rng):
-        assert torch.is_grad_enabled(), f"loss {loss.name!r} was yielded inside torch.no_grad()"
-        is_one_number = loss.value.shape == () and loss.value.dtype == torch.float32
-        assert is_one_number, f"loss {loss.name!r} is not one float32 number"
+    for loss in checked_losses(method, raw_batch, iteration, rng):
         method.adapter.backward(loss.value, loss.ctx)
-        logged |= {loss.name: float(loss.value.detach())} | {name: float(value) for name, value in loss.metrics.items()}
+        logged[loss.name] = float(loss.value.detach())
+        logged |= {name: float(value) for name, value in {**loss.metrics, **loss.counts}.items()}
+    checked_roles_to_update(method, iteration)
     for optimizer in method.get_optimizers(iteration):
         optimizer.step()
     for lr_scheduler in method.get_lr_schedulers(iteration):
