@@ -145,4 +145,6 @@ def test_core_alone_answers(env):
     ):
         assert "pip install fvd-wan" in env.fvd_fails(*arguments)
     assert env.run("fvd", "check", "finetune.yaml").returncode == 1
-    assert env.run("fvd", "wan", "tiny", "x").returncode in (1, 2)
+    unknown = env.run("fvd", "wan", "tiny", "x")
+    assert unknown.returncode == 2
+    assert "pip install fvd-wan" in unknown.stderr

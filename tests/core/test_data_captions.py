@@ -79,10 +79,47 @@ def test_a_metadata_file_named_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_entries_that_make_no_sense_are_dropped_one_by_one(tmp_path: Path) -> None:
-    touch(tmp_path, "a.mp4")
-    lines = ['{"video": "a.mp4", "prompt": 5}', '{"prompt": "x"}']
+    touch(tmp_path, "a.mp4", "b.mp4")
+    lines = ['{"video": "a.mp4", "prompt": 5}', "", '{"prompt": "x"}', '{"video": 7, "prompt": "y"}']
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert found(tmp_path) == [("a.mp4", None, "the caption is not text but int"), ("entry 2", "x", "no video")]
+    assert found(tmp_path) == [
+        ("a.mp4", None, "the caption is not text but int"),
+        ("metadata.jsonl:3", "x", "metadata.jsonl:3 has no file_name, video, path or video_path; it has: prompt"),
+        ("metadata.jsonl:4", "y", "no video"),
+        ("b.mp4", None, "not listed in metadata.jsonl"),
+    ]
+
+
+def test_each_line_may_have_columns_of_its_own(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4")
+    lines = [
+        {"file_name": "a.mp4", "caption": "one"},
+        {"video": "b.mp4", "prompt": "two"},
+        {"path": "c.mp4", "caption": None, "text": "three", "file_name": ""},  # what is filled counts
+        {"file_name": "d.mp4", "captoin": "four"},
+        {"video_path": "e.mp4", "cap": "five"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    assert found(tmp_path) == [
+        ("a.mp4", "one", ""),
+        ("b.mp4", "two", ""),
+        ("c.mp4", "three", ""),
+        (
+            "d.mp4",
+            None,
+            "metadata.jsonl:4 has no caption, prompt, text or cap (did you mean 'caption'?); it has: file_name, captoin",
+        ),
+        ("e.mp4", "five", ""),
+    ]
+    layout = "metadata.jsonl (columns file_name/video/path/video_path, caption/prompt/text/cap)"
+    assert list_clips(tmp_path).layout == layout
+    assert [clip.caption for clip in list_prompts(tmp_path / "metadata.jsonl").clips] == ["one", "two", "three", None, "five"]
+
+
+def test_lines_of_a_csv_with_captions_of_several_lines(tmp_path: Path) -> None:
+    text = 'file_name,caption\na.mp4,"one\ntwo\nthree"\n,x\n\n,"y\nz"\n'
+    (tmp_path / "metadata.csv").write_text(text, encoding="utf-8")
+    assert [name for name, _, _ in found(tmp_path)] == ["a.mp4", "metadata.csv:5", "metadata.csv:7"]
 
 
 def test_every_bad_line_is_reported(tmp_path: Path) -> None:
@@ -95,11 +132,19 @@ def test_every_bad_line_is_reported(tmp_path: Path) -> None:
 
 def test_columns_that_are_missing_are_named(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,captions\na.mp4,x\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"no column caption or prompt or text or cap \(did you mean 'caption'\?\)") as caught:
+    with pytest.raises(DataError, match="no entry has a column caption, prompt, text or cap") as caught:
         list_clips(tmp_path)
-    assert "It has: captions, file_name" in caught.value.cure
-    (tmp_path / "metadata.csv").write_text("file_name,caption\na.mp4,x, y\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"metadata.csv:2: more cells"):
+    assert (
+        "metadata.csv:2 has no caption, prompt, text or cap (did you mean 'caption'?); it has: file_name, captions"
+        in caught.value.message
+    )
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.mp4,x, y\nb.mp4,x\nc.mp4,x,y\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"metadata.csv:2: more cells") as caught:
+        list_clips(tmp_path)
+    assert "metadata.csv:4: more cells" in caught.value.message
+    assert "metadata.csv:3" not in caught.value.message
+    (tmp_path / "metadata.csv").write_text(f"file_name,caption\na.mp4,{'x' * 200_000}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"metadata.csv:2: field larger than"):
         list_clips(tmp_path)
 
 

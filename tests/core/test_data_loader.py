@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fvd.data.dataset import Sample
 from fvd.data.loader import Loader, collate
-from fvd.data.order import WINDOW_SAMPLES, dropout_draws, epoch_order
+from fvd.data.order import WINDOW_BYTES, WINDOW_SAMPLES, dropout_draws, epoch_order, window_samples
 from fvd.data.spec import DataSpec, FieldSpec
 from fvd.errors import DataError
 
@@ -30,9 +30,17 @@ SPEC = DataSpec(
 class MemoryDataset:
     """Chunks of the given sizes; sample n has id n. Records every read."""
 
-    def __init__(self, chunk_sizes: list[int], *, text_only: bool = False, broken_chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        chunk_sizes: list[int],
+        *,
+        text_only: bool = False,
+        broken_chunk: int | None = None,
+        sample_bytes: int = 100,
+    ) -> None:
         self.chunk_sizes = chunk_sizes
         self.shapes = {"text": {"D": 3}} if text_only else {"latent": {"C": 2, "T": 5}, "text": {"D": 3}}
+        self.sample_bytes = sample_bytes
         self.reads: list[int] = []
         self._text_only = text_only
         self._broken_chunk = broken_chunk
@@ -135,7 +143,8 @@ def test_resume_yields_exactly_the_rest(consumed: int, read_ahead: int) -> None:
     if consumed:
         stream(first, 2 * consumed)
     state = first.state_dict()
-    assert state == {"epoch": 2 * consumed // TOTAL, "position": 2 * consumed % TOTAL}
+    expected = {"epoch": 2 * consumed // TOTAL, "position": 2 * consumed % TOTAL, "data": first.fingerprint}
+    assert state == expected
     second = make(MemoryDataset(SIZES), batch_size=2, dropout_rate=0.5, read_ahead=read_ahead)
     second.load_state_dict(state)
     assert second.epoch == state["epoch"]
@@ -145,7 +154,7 @@ def test_resume_yields_exactly_the_rest(consumed: int, read_ahead: int) -> None:
 def test_resume_reads_only_what_is_still_to_come() -> None:
     dataset = MemoryDataset([1] * 20)
     loader = make(dataset, batch_size=1)
-    loader.load_state_dict({"epoch": 0, "position": 15})
+    loader.load_state_dict(loader.state_dict() | {"position": 15})
     stream(loader, 5)
     assert sorted(dataset.reads) == sorted(epoch_order([1] * 20, seed=7, epoch=0)[15:].tolist())
 
@@ -155,9 +164,9 @@ def test_state_counts_what_was_yielded_not_what_was_read_ahead() -> None:
     loader = make(dataset, batch_size=3, read_ahead=2)
     iterator = iter(loader)
     next(iterator)
-    assert loader.state_dict() == {"epoch": 0, "position": 3}
+    assert loader.state_dict() == {"epoch": 0, "position": 3, "data": loader.fingerprint}
     next(iterator)
-    assert loader.state_dict() == {"epoch": 0, "position": 6}
+    assert loader.state_dict() == {"epoch": 0, "position": 6, "data": loader.fingerprint}
     iterator.close()  # type: ignore[attr-defined]
 
 
@@ -183,6 +192,37 @@ def test_errors_of_a_thread_reach_the_consumer_and_threads_end() -> None:
     assert threading.active_count() > before
     iterator.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_the_window_is_bounded_in_bytes() -> None:
+    """A video at 480p with its text is about 10 MB: 256 of them would be 2.5 GB."""
+    assert window_samples(10_000_000) == 107  # 2**30 / 10**7
+    assert window_samples(4096) == WINDOW_SAMPLES
+    assert window_samples(2 * WINDOW_BYTES) == 1
+    sizes, held = [8] * 64, 32
+    dataset = MemoryDataset(sizes, sample_bytes=WINDOW_BYTES // held)
+    order = epoch_order(sizes, seed=7, epoch=0, window_size=held)
+    for start in range(0, 512, held):
+        assert len(set((order[start : start + held] // 8).tolist())) == held // 8  # only its own chunks
+    loader = make(dataset, read_ahead=2)
+    assert [number for number, _ in stream(loader, 512)] == order.tolist()
+    dataset.reads.clear()
+    iterator = iter(make(dataset, read_ahead=2))
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]
+    assert 8 * len(dataset.reads) <= held + 3 * 8
+
+
+@pytest.mark.parametrize("consumed", [3, 130, 300])
+def test_resume_in_small_windows(consumed: int) -> None:
+    def open_again() -> Loader:
+        return make(MemoryDataset([8] * 32, sample_bytes=WINDOW_BYTES // 24), batch_size=1, read_ahead=1)
+
+    whole = stream(open_again(), consumed + 100)
+    first, second = open_again(), open_again()
+    stream(first, consumed)
+    second.load_state_dict(first.state_dict())
+    assert stream(second, 100) == whole[consumed:]
 
 
 def test_read_ahead_is_bounded() -> None:
@@ -258,9 +298,25 @@ def test_shapes_that_do_not_stack_are_named() -> None:
         collate([sample(3, text, torch.zeros(2, 5)), sample(8, text, torch.zeros(2, 4))], SPEC, dropped=torch.zeros(2).bool())
 
 
-def test_a_position_beyond_the_data_is_refused() -> None:
-    with pytest.raises(DataError, match="sample 40 of an epoch, but the data has only 4"):
-        make(MemoryDataset([4])).load_state_dict({"epoch": 0, "position": 40})
+@pytest.mark.parametrize(
+    "other",
+    [
+        MemoryDataset([4, 4]),
+        MemoryDataset([4, 4, 4, 4]),
+        MemoryDataset([4, 5, 3]),  # as many samples, in another order
+        MemoryDataset([4, 4, 4], sample_bytes=WINDOW_BYTES // 8),  # shuffled in another window
+    ],
+    ids=["less", "more", "other chunks", "other window"],
+)
+def test_a_position_in_other_data_is_refused(other: MemoryDataset) -> None:
+    state = make(MemoryDataset([4, 4, 4])).state_dict() | {"position": 9}
+    loader = make(other)
+    with pytest.raises(DataError, match="not the data that the checkpoint was written with"):
+        loader.load_state_dict(state)
+    assert (loader.epoch, loader.state_dict()["position"]) == (0, 0)
+    same = make(MemoryDataset([4, 4, 4]), batch_size=5, read_ahead=2)
+    same.load_state_dict(state)
+    assert same.state_dict() == state
 
 
 def test_no_samples_are_refused() -> None:

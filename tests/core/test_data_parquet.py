@@ -114,6 +114,15 @@ def test_what_we_write_reads_as_the_schema_says(tmp_path: Path) -> None:
     assert table["id"].to_pylist() == ["clip-0", "clip-1", "clip-2"]
 
 
+def test_the_mean_size_of_a_sample_is_what_is_read(tmp_path: Path) -> None:
+    latent = np.zeros((4, 3, 2, 2), np.float16)
+    half = {"vae_latent_bytes": latent.tobytes(), "vae_latent_dtype": "float16"}
+    write_rows(tmp_path, [reference_row(0), reference_row(1, **half), reference_row(4)])
+    data = open_parquet([(tmp_path, 3)], SPEC, needs_latents=True)
+    samples = [sample for chunk in range(2) for sample in data.read_chunk(chunk)]
+    assert data.sample_bytes == sum(tensor.nbytes for sample in samples for tensor in sample.tensors.values()) // 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64])
 def test_the_dtype_column_is_honoured(dtype: torch.dtype) -> None:
     tensor = torch.arange(12).reshape(3, 4).to(dtype)
@@ -264,7 +273,11 @@ def test_keep_only_rewrites_and_removes(tmp_path: Path) -> None:
     writer = ParquetClipWriter(tmp_path, T2V_SCHEMA, rows_per_file=2)
     for number in range(5):
         writer.append(reference_row(number))
-    assert writer.keep_only({"clip-1", "clip-4"}) == 3
+    assert writer.names_outside({"clip-1", "clip-4"}) == ["0.mp4", "2.mp4", "3.mp4"]
+    writer.keep_only({"clip-1", "clip-4"})
+    assert writer.names_outside({"clip-1"}) == ["4.mp4"]
+    assert writer.ids == {"clip-1", "clip-4"}
+    assert ParquetClipWriter(tmp_path, T2V_SCHEMA).names_outside(set()) == ["1.mp4", "4.mp4"]
     writer.append(reference_row(9))
     writer.close()
     names = sorted(path.name for path in tmp_path.rglob("*.parquet"))

@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fvd.cli.data import configure
@@ -26,7 +28,7 @@ from fvd.data.parquet import T2V_SCHEMA, TEXT_ONLY_SCHEMA, open_parquet
 from fvd.data.prepare import PrepareRequest, prepare
 from fvd.data.spec import DataSpec, FieldSpec, VideoGeometry
 from fvd.data.video import read_clip, write_video
-from fvd.errors import DataError, FvdError
+from fvd.errors import ConfigError, DataError, FvdError, PluginError
 from fvd.families import ClipPlan, Encoders
 
 PLAN = ClipPlan(fps=16.0, geometry=VideoGeometry(num_frames=5, height=32, width=32))
@@ -185,10 +187,13 @@ def test_every_clip_gets_a_verdict(clips: Path, tmp_path: Path, capsys: pytest.C
     assert table["small.mp4"]["notes"] == "upscaled 2x from 16x16"
     assert table["a.mp4"]["frames"] == "8"
     assert table["a.mp4"]["verdict"] == "kept"
-    printed = capsys.readouterr().out
-    assert "layout: videos with a .txt of the same name; 11 clips" in printed
-    assert all(f"{name} " in printed for name in reasons)
-    assert "6 kept, 5 dropped; 6 encoded now" in printed
+    printed = capsys.readouterr()
+    assert "layout: videos with a .txt of the same name; 11 clips" in printed.err
+    assert "6 kept, 5 dropped; 6 encoded now" in printed.err
+    assert "encoding 6/6" in printed.err
+    lines = printed.out.splitlines()  # the table, and nothing else
+    assert lines[0].split() == ["clip", "verdict", "why"]
+    assert [line.split()[0] for line in lines[1:]] == list(reasons)
     assert json.loads((tmp_path / "data/fvd-data.json").read_text())["counts"] == {"kept": 6, "dropped": 5}
 
 
@@ -254,6 +259,60 @@ def test_sizes_that_the_model_cannot_make(clips: Path, tmp_path: Path) -> None:
         run(clips, tmp_path / "data", plan=plan)
 
 
+# --- a family that does not keep its contract --------------------------------------------------------------------------
+VIDEO_BREACHES: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "no batch axis": (lambda latents: latents[0], r"a tensor \[3, 2, 4, 4\], float32, on cpu"),
+    "two for one": (lambda latents: latents.repeat(2, 1, 1, 1, 1), r"a tensor \[2, 3, 2, 4, 4\], float32"),
+    "half precision": (lambda latents: latents.bfloat16(), r"a tensor \[1, 3, 2, 4, 4\], bfloat16"),
+    "another device": (lambda latents: latents.to("meta"), r"a tensor \[1, 3, 2, 4, 4\], float32, on meta"),
+    "numpy": (lambda latents: latents.numpy(), r"a numpy\.ndarray"),
+    "a list": (list, r"a builtins\.list"),
+    "nothing": (lambda latents: None, r"a builtins\.NoneType"),
+    "empty": (lambda latents: latents[:, :, :0], r"a tensor \[1, 3, 0, 4, 4\]"),
+}
+TEXT_BREACHES: dict[str, tuple[Callable[[list[Tensor]], object], str]] = {
+    "a padded tensor": (torch.stack, r"it returned a tensor \[1, 6, 2\], float32, on cpu"),
+    "with a batch axis": (lambda texts: [texts[0][None]], r"the list holds a tensor \[1, 6, 2\]"),
+    "double precision": (lambda texts: [texts[0].double()], r"the list holds a tensor \[6, 2\], float64"),
+    "numpy": (lambda texts: [texts[0].numpy()], r"the list holds a numpy\.ndarray"),
+    "no token": (lambda texts: [texts[0][:0]], r"the list holds a tensor \[0, 2\]"),
+    "two for one": (lambda texts: texts * 2, r"the list holds a tensor .*, a tensor "),
+    "none for one": (lambda texts: [], "the list holds nothing"),
+    "nothing": (lambda texts: None, r"it returned a builtins\.NoneType"),
+}
+
+
+def blamed(caught: pytest.ExceptionInfo[PluginError], method: str) -> bool:
+    return f"the encoders of the family fake ({__name__}." in caught.value.message and (
+        f"break their contract: {method} must return" in caught.value.message
+    )
+
+
+@pytest.mark.parametrize(("breach", "found"), VIDEO_BREACHES.values(), ids=VIDEO_BREACHES)
+def test_latents_that_are_not_as_promised(clips: Path, tmp_path: Path, breach: Callable[[Tensor], Tensor], found: str) -> None:
+    class Broken(PoolingEncoders):
+        def encode_video(self, video: Tensor) -> Tensor:
+            return breach(super().encode_video(video))
+
+    with pytest.raises(PluginError, match=f"returned {found}") as caught:
+        run(clips, tmp_path / "data", Broken())
+    assert blamed(caught, "encode_video")
+    assert rows(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize(("breach", "found"), TEXT_BREACHES.values(), ids=TEXT_BREACHES)
+def test_embeddings_that_are_not_as_promised(
+    clips: Path, tmp_path: Path, breach: Callable[[list[Tensor]], list[Tensor]], found: str
+) -> None:
+    class Broken(PoolingEncoders):
+        def encode_text(self, captions: Sequence[str]) -> list[Tensor]:
+            return breach(super().encode_text(captions))
+
+    with pytest.raises(PluginError, match=found) as caught:
+        run(clips, tmp_path / "data", Broken())
+    assert blamed(caught, "encode_text")
+
+
 # --- running again ----------------------------------------------------------------------------------------------------
 def test_a_second_run_encodes_nothing(clips: Path, tmp_path: Path) -> None:
     run(clips, tmp_path / "data")
@@ -309,6 +368,158 @@ def test_other_settings_in_the_same_folder(
     run(clips, out, encoders, plan=plan, overwrite=True)
     assert len(encoders.texts) == 3
     assert len(rows(out)) == 3
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files(folder)}
+
+
+def test_other_clips_in_the_same_folder_delete_nothing(clips: Path, tmp_path: Path) -> None:
+    """One wrong argument must not cost hours of encoding."""
+    out, other = tmp_path / "data", tmp_path / "other"
+    add_clip(other, "z.mp4", "another", seed=9)
+    run(clips, out)
+    before = content(out)
+    encoders = PoolingEncoders()
+    with pytest.raises(DataError) as caught:
+        run(other, out, encoders)
+    assert f"was prepared from {clips}, and not from {other}" in caught.value.message
+    assert "3 of its rows would be deleted (a.mp4, b.mp4, c.mp4)" in caught.value.message
+    assert "--out" in caught.value.cure
+    assert "--overwrite" in caught.value.cure
+    assert encoders.videos == 0
+    assert content(out) == before
+    run(other, out, overwrite=True)
+    assert [row["file_name"] for row in rows(out)] == ["z.mp4"]
+    assert json.loads((out / "fvd-data.json").read_text())["source"] == str(other)
+
+
+def test_prompts_of_another_file_delete_nothing(tmp_path: Path) -> None:
+    for name, text in (("p.txt", "a ball\n"), ("q.txt", "a cube\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    run(tmp_path / "p.txt", tmp_path / "data", plan=None)
+    with pytest.raises(DataError, match=r"prepared from .*p\.txt, and not from .*q\.txt: 1 of its rows .*\(a ball\)"):
+        run(tmp_path / "q.txt", tmp_path / "data", plan=None)
+
+
+def test_other_clips_after_a_kill_delete_nothing(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are not in a parquet file yet count too."""
+    out, other = tmp_path / "data", tmp_path / "other"
+    add_clip(other, "z.mp4", "another", seed=9)
+
+    class Interrupted(PoolingEncoders):
+        def encode_video(self, video: Tensor) -> Tensor:
+            if self.videos == 2:
+                raise KeyboardInterrupt
+            return super().encode_video(video)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(clips, out, Interrupted())
+    assert not list(out.rglob("*.parquet"))
+    with pytest.raises(DataError, match=r"2 of its rows would be deleted \(a.mp4, b.mp4\)"):
+        run(other, out)
+    encoders = PoolingEncoders()
+    run(clips, out, encoders)
+    assert encoders.videos == 1
+
+
+def test_clips_that_moved_are_not_encoded_again(clips: Path, tmp_path: Path) -> None:
+    out, moved = tmp_path / "data", tmp_path / "moved"
+    run(clips, out)
+    clips.rename(moved)
+    add_clip(moved, "d.mp4", "clip d", seed=5)
+    encoders = PoolingEncoders()
+    run(moved, out, encoders)
+    assert encoders.texts == ["clip d"]
+    assert json.loads((out / "fvd-data.json").read_text())["source"] == str(moved)
+
+
+def test_a_folder_has_one_name(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the same clips are named, they are the same clips, and may lose some."""
+    run(clips, tmp_path / "data")
+    (clips / "c.mp4").unlink()
+    (tmp_path / "link").symlink_to(clips)
+    run(tmp_path / "link", tmp_path / "data")
+    (clips / "b.mp4").unlink()
+    monkeypatch.chdir(tmp_path)
+    run(Path("clips"), tmp_path / "data")
+    assert [row["file_name"] for row in rows(tmp_path / "data")] == ["a.mp4"]
+
+
+def test_rows_that_go_are_named(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_clip(clips, "d.mp4", "clip d", seed=5)
+    run(clips, tmp_path / "data")
+    (clips / "a.mp4").unlink()
+    (clips / "b.txt").write_text("other words", encoding="utf-8")
+    (clips / "c.txt").unlink()
+    capsys.readouterr()
+    run(clips, tmp_path / "data")
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("old row removed")] == [
+        f"old row removed: a.mp4 (no longer in {clips})",
+        "old row removed: b.mp4 (changed since)",
+        "old row removed: c.mp4 (dropped now: no caption)",
+    ]
+    assert "2 kept, 1 dropped; 1 encoded now, 3 old rows removed" in said
+
+
+def test_two_processes_in_one_folder(clips: Path, tmp_path: Path) -> None:
+    """The second is refused at once and disturbs nothing; afterwards there is no trace of the lock."""
+    out = tmp_path / "data"
+
+    class Meddled(PoolingEncoders):
+        def encode_video(self, video: Tensor) -> Tensor:
+            before, second = content(out), PoolingEncoders()
+            for overwrite in (False, True):
+                with pytest.raises(DataError, match=f"another `fvd data prepare` is at work in {out}"):
+                    run(clips, out, second, overwrite=overwrite)
+            assert second.videos == 0
+            assert content(out) == before
+            return super().encode_video(video)
+
+    run(clips, out, Meddled())
+    assert files(out) == ["clips.csv", "fvd-data.json", "worker_0/data_chunk_0.parquet"]
+    assert len(rows(out)) == 3
+
+
+def test_a_lock_that_a_kill_left_behind_holds_nobody(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/.lock").touch()
+    (tmp_path / "data/.fvd-data.json.tmp").write_bytes(b"{")
+    run(clips, tmp_path / "data")
+    assert files(tmp_path / "data") == ["clips.csv", "fvd-data.json", "worker_0/data_chunk_0.parquet"]
+
+
+def test_a_folder_that_cannot_be_made(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot write into"):
+        run(clips, tmp_path / "file" / "data")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "fvd-data/1"}', '{"format": "fvd-data/2", "source": "x"}'])
+def test_settings_that_cannot_be_read(clips: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/fvd-data.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"fvd-data\.json cannot be read|prepared in format fvd-data/1"):
+        run(clips, tmp_path / "data")
+
+
+def test_the_table_is_there_while_clips_are_encoded(clips: Path, tmp_path: Path) -> None:
+    add_clip(clips, "none.mp4", None)
+
+    class Interrupted(PoolingEncoders):
+        def encode_video(self, video: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(clips, tmp_path / "data", Interrupted())
+    with (tmp_path / "data/clips.csv").open(newline="", encoding="utf-8") as file:
+        table = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
+    assert table == {"a.mp4": "", "b.mp4": "", "c.mp4": "", "none.mp4": "no caption"}
+    run(clips, tmp_path / "data", PoolingEncoders(poison="clip b"))
+    with (tmp_path / "data/clips.csv").open(newline="", encoding="utf-8") as file:
+        table = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
+    assert table["b.mp4"] == "cannot be used: its text embedding holds NaN or infinite values"
 
 
 def test_overwrite_starts_anew(clips: Path, tmp_path: Path) -> None:
@@ -375,14 +586,14 @@ def test_a_full_disk_leaves_a_folder_that_can_be_continued(
 ) -> None:
     real, calls = os.fsync, 0
 
-    def full_after_three(descriptor: int) -> None:
+    def full_after_two_rows(descriptor: int) -> None:
         nonlocal calls
         calls += 1
-        if calls > 3:
+        if calls > 4:  # the settings, the table and two rows are written
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr("os.fsync", full_after_three)
+    monkeypatch.setattr("os.fsync", full_after_two_rows)
     with pytest.raises(FvdError, match="No space left on device"):
         run(clips, tmp_path / "data")
     assert not list((tmp_path / "data").rglob("*.tmp"))
@@ -414,7 +625,7 @@ class FakePlugins:
 def command(*arguments: str) -> int:
     parser = argparse.ArgumentParser(prog="fvd data")
     configure(parser)
-    args = parser.parse_args(["prepare", *arguments, "--family", "fake", "--model", "m", "--device", "cpu"])
+    args = parser.parse_args(["prepare", "--family", "fake", "--model", "m", "--device", "cpu", *arguments])
     args.plugins = FakePlugins()
     status: int = args.execute(args)
     return status
@@ -452,6 +663,84 @@ def test_an_unknown_device(clips: Path, tmp_path: Path) -> None:
     args.plugins = FakePlugins()
     with pytest.raises(FvdError, match="unknown device 'gpu'"):
         args.execute(args)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta"])
+def test_a_device_that_is_not_there(clips: Path, tmp_path: Path, device: str) -> None:
+    with pytest.raises(FvdError, match=f"--device {device} cannot be used: ") as caught:
+        command(str(clips), "--out", str(tmp_path / "data"), "--device", device)
+    assert "This machine has: cpu" in caught.value.cure
+    assert "Traceback" not in caught.value.message
+    assert not (tmp_path / "data").exists()
+
+
+# --- the family's settings ---------------------------------------------------------------------------------------------
+class FakeConfig(PipelineConfig):
+    max_tokens: Annotated[int, Field(gt=0)] = 7
+    """How many."""
+    words: tuple[str, ...] = ()
+
+
+class NeedyConfig(FakeConfig):
+    vocabulary: str
+    """File of words."""
+
+
+def configured(monkeypatch: pytest.MonkeyPatch, model: type[PipelineConfig], *overrides: str) -> PipelineConfig:
+    """The config that the family gets."""
+    seen: list[PipelineConfig] = []
+
+    class Family(FakeFamily):
+        def build_encoders(self) -> PoolingEncoders:
+            seen.append(self.context.config)  # type: ignore[attr-defined]
+            return super().build_encoders()
+
+    monkeypatch.setattr(FakePlugins, "load", lambda self, kind, name: Family)
+    monkeypatch.setattr(FakePlugins, "load_config", lambda self, kind, name: model)
+    sets = [word for override in overrides for word in ("--set", override)]
+    with pytest.raises(DataError, match="does not exist"):
+        command("nowhere", "--out", "out-of-nothing", *sets)
+    return seen[0]
+
+
+def test_the_family_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert configured(monkeypatch, FakeConfig) == FakeConfig()
+    config = configured(monkeypatch, NeedyConfig, "max_tokens=12", "vocabulary=a.txt", "words=[x, y]", "flow_shift=1e0")
+    assert config == NeedyConfig(max_tokens=12, vocabulary="a.txt", words=("x", "y"), flow_shift=1.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (["max_tokns=3"], ["--set max_tokns=3: error: max_tokns: unknown key (did you mean 'max_tokens'?)"]),
+        (["xyz=3"], ["xyz: unknown key", "Keys: flow_shift, sampler_kind, components_path, max_tokens, words"]),
+        (
+            ["max_tokens=0", "flow_shift=high"],
+            [
+                "--set max_tokens=0: error: max_tokens: Input should be greater than 0, got 0\n    max_tokens: How many.",
+                "--set flow_shift=high: error: flow_shift: Input should be a valid number",
+            ],
+        ),
+        (["max_tokens"], ["--set max_tokens: error: must look like"]),
+        (["max_tokens=[1"], ["max_tokens: the value is not valid YAML"]),
+        (["components_path=x"], ["components_path: is what --model says here"]),
+    ],
+)
+def test_settings_that_the_family_does_not_take(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], messages: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configured(monkeypatch, FakeConfig, *overrides)
+    for message in messages:
+        assert message in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_settings_that_the_family_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configured(monkeypatch, NeedyConfig, "max_tokens=5")
+    expected = "--family fake: error: vocabulary: this family needs it: --set vocabulary=VALUE\n    vocabulary: File of words."
+    assert str(caught.value) == expected
 
 
 def test_the_command_module_is_light() -> None:

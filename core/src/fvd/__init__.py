@@ -28,6 +28,10 @@ _EXPORTS = {
     "ModelError": "fvd.errors",
     "PluginError": "fvd.errors",
     "Problem": "fvd.errors",
+    "CheckpointEvent": "fvd.events",
+    "RunOutcome": "fvd.events",
+    "StepEvent": "fvd.events",
+    "ValidationEvent": "fvd.events",
     # needs pydantic
     "CheckContext": "fvd.config.check",
     "MethodConfig": "fvd.config.models",
@@ -101,6 +105,10 @@ if TYPE_CHECKING:
     from fvd.errors import ModelError as ModelError
     from fvd.errors import PluginError as PluginError
     from fvd.errors import Problem as Problem
+    from fvd.events import CheckpointEvent as CheckpointEvent
+    from fvd.events import RunOutcome as RunOutcome
+    from fvd.events import StepEvent as StepEvent
+    from fvd.events import ValidationEvent as ValidationEvent
     from fvd.families import ClipPlan as ClipPlan
     from fvd.families import Encoders as Encoders
     from fvd.families import Family as Family

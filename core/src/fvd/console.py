@@ -1,4 +1,7 @@
-"""What commands print: a progress bar and tables on a terminal, plain lines in a pipe. Light: rich is loaded on use."""
+"""What commands print: a progress bar and tables on a terminal, plain lines in a pipe. Light: rich is loaded on use.
+
+What a command produces (tables, listings, JSON) goes to stdout; progress, notes and warnings go to stderr.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 RATE_WINDOW = 64
 """The rate and the ETA follow the last so many advances, so that they settle after a slow start."""
@@ -25,17 +32,28 @@ class Progress(ABC):
         self.done = initial
         self.fields: dict[str, str] = {}
         self._clock = clock
-        self._times: deque[tuple[float, int]] = deque([(clock(), initial)], maxlen=RATE_WINDOW)
+        self._paused_seconds = 0.0
+        self._times: deque[tuple[float, int]] = deque([(clock(), initial)], maxlen=RATE_WINDOW + 1)
 
     def advance(self, count: int = 1, **fields: FieldValue) -> None:
         """``count`` more are done. ``loss=0.1234567`` shows as ``loss=0.1235``."""
         self.done += count
         self.fields.update({name: value if isinstance(value, str) else f"{value:.4g}" for name, value in fields.items()})
-        self._times.append((self._clock(), self.done))
+        self._times.append((self._clock() - self._paused_seconds, self.done))
         self._show()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """``with bar.paused(): validate()``: time that the rate and the ETA leave out."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._paused_seconds += self._clock() - started
+
     def seconds_each(self) -> float | None:
-        """Recent seconds for one, or None before anything is done."""
+        """Recent seconds for one, or None before anything is done. A mean: steps of two lengths, as where a role is
+        updated every fifth step, have no typical one."""
         (first_time, first_done), (last_time, last_done) = self._times[0], self._times[-1]
         return (last_time - first_time) / (last_done - first_done) if last_done > first_done else None
 
@@ -76,52 +94,85 @@ class PlainProgress(Progress):
             self._print()
 
     def _print(self) -> None:
-        print(f"{self.description} {self.done}/{self.total}  {self.status()}".rstrip(), flush=True)
+        note(f"{self.description} {self.done}/{self.total}  {self.status()}".rstrip())
         self._printed = self.done
         self._next_line = self._clock() + self._every_seconds
 
 
 class RichProgress(Progress):
-    """A bar that redraws itself."""
+    """A line of a bar that redraws itself."""
 
-    def __init__(self, description: str, total: int, initial: int) -> None:
+    def __init__(self, bar: Bar, description: str, total: int, initial: int) -> None:
         super().__init__(description, total, initial, time.monotonic)
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        plain = TextColumn("{task.description}", markup=False)
-        status = TextColumn("{task.fields[status]}", markup=False)
-        self._bar = Bar(plain, BarColumn(), MofNCompleteColumn(), status)
-        self._task = self._bar.add_task(description, total=total, completed=initial, status="")
-        self._bar.start()
+        self._bar = bar
+        self._task = bar.add_task(description, total=total, completed=initial, status="")
 
     def _show(self) -> None:
         self._bar.update(self._task, completed=self.done, status=self.status())
 
     def close(self) -> None:
-        self._bar.stop()
+        """The line of a finished part goes; the last one stays on the screen when the bar stops."""
+        if len(self._bar.tasks) > 1:
+            self._bar.remove_task(self._task)
+
+
+_running_bars: list[Bar] = []
+"""A terminal has room for one live display: what begins while one runs becomes a line of it."""
+
+
+@contextmanager
+def _rich_bar() -> Iterator[Bar]:
+    """The running bar, or else a new one."""
+    if _running_bars:
+        yield _running_bars[-1]
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    description = TextColumn("{task.description}", markup=False)
+    status = TextColumn("{task.fields[status]}", markup=False)
+    # What is printed to a terminal is lifted above the bar; what goes from stdout into a pipe must stay in the pipe.
+    bar = Bar(
+        description,
+        BarColumn(),
+        MofNCompleteColumn(),
+        status,
+        console=Console(stderr=True),
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    _running_bars.append(bar)
+    try:
+        with bar:
+            yield bar
+    finally:
+        _running_bars.remove(bar)
 
 
 @contextmanager
 def progress(description: str, total: int, *, initial: int = 0, every_seconds: float = 10.0) -> Iterator[Progress]:
-    """``with progress("training", 4000, initial=step) as bar: bar.advance(loss=0.12)``.
+    """``with progress("training", 4000, initial=step) as bar: bar.advance(loss=0.12)``, on stderr.
 
     On a terminal a bar; in a pipe ``training 120/4000  loss=0.12  3.1 s/it  eta 3:20:11`` at most every ``every_seconds``.
-    What is printed meanwhile appears above the bar.
+    What is printed meanwhile appears above the bar. One inside another is a second line while it lasts.
     """
     bar: Progress
-    if sys.stdout.isatty():
-        bar = RichProgress(description, total, initial)
-    else:
-        bar = PlainProgress(description, total, initial, every_seconds=every_seconds)
-    try:
+    with ExitStack() as stack:
+        if sys.stderr.isatty():
+            bar = RichProgress(stack.enter_context(_rich_bar()), description, total, initial)
+        else:
+            bar = PlainProgress(description, total, initial, every_seconds=every_seconds)
+        stack.callback(bar.close)
         yield bar
-    finally:
-        bar.close()
+
+
+def note(text: str) -> None:
+    """A line for the person who waits, on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: framed on a terminal, aligned columns in a pipe."""
+    """Print a table to stdout: framed on a terminal, aligned columns in a pipe."""
     if sys.stdout.isatty():
         _print_rich_table(headers, rows)
     else:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fvd.config.check import CheckContext
     from fvd.errors import Problem
+    from fvd.events import CheckpointEvent, RunOutcome, StepEvent, ValidationEvent
     from fvd.runtime import Runtime
     from fvd.specs import (
         CommandSpec,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         TrackerSpec,
         ValidatorSpec,
     )
-    from fvd.trainer import CheckpointEvent, RunOutcome, StepEvent, ValidationEvent
 
 PROJECT = "fvd"
 hookspec = pluggy.HookspecMarker(PROJECT)

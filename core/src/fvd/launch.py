@@ -11,11 +11,12 @@ import torch
 
 from fvd.config.load import LoadedRun
 from fvd.errors import CheckpointError, FvdError
+from fvd.events import RunOutcome
 from fvd.runtime import Runtime, build_runtime, describe_run, plan_run
 from fvd.signals import StopSignals
 from fvd.trackers.base import Tracker, TrackerContext, TrackerGroup
 from fvd.trackers.jsonl import JsonlTracker
-from fvd.trainer import RunOutcome, Trainer
+from fvd.trainer import Trainer
 
 logger = logging.getLogger("fvd")
 
@@ -139,7 +140,8 @@ def _device_name(runtime: Runtime) -> str:
 def _farewell(runtime: Runtime, trainer: Trainer, outcome: RunOutcome, seconds: float) -> None:
     word = "stopped" if outcome.status == "stopped" else "finished"
     logger.info("%s at step %d after %.0f s", word, outcome.step, seconds)
-    logger.info("checkpoint  %s", trainer.last_checkpoint)
+    if trainer.last_checkpoint:
+        logger.info("checkpoint  %s", trainer.last_checkpoint)
     if runtime.validator:
         logger.info("videos      %s", runtime.run_dir.validation)
     logger.info("metrics     %s", runtime.run_dir.metrics_file)

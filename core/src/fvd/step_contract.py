@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,13 +29,17 @@ def checked_losses(method: Method, batch: RawBatch, iteration: int, rng: StepRan
     if not isinstance(step, Iterator):
         raise _broken(method, f"single_train_step must yield its losses, it returned {type(step).__name__}")
     names: set[str] = set()
-    for loss in step:
-        _check_loss(method, loss)
-        given = {loss.name, *loss.metrics, *loss.counts}
-        if names & given or len(given) != 1 + len(loss.metrics) + len(loss.counts):
-            raise _broken(method, f"two of its losses and metrics have one name, among {sorted(given)}")
-        names |= given
-        yield loss
+    try:
+        for loss in step:
+            _check_loss(method, loss)
+            given = {loss.name, *loss.metrics, *loss.counts}
+            if names & given or len(given) != 1 + len(loss.metrics) + len(loss.counts):
+                raise _broken(method, f"two of its losses and metrics have one name, among {sorted(given)}")
+            names |= given
+            yield loss
+    finally:
+        if isinstance(step, Generator):
+            step.close()  # leaves the `with` block that it may have yielded in
     if not names:
         raise _broken(method, f"it yielded no loss at iteration {iteration}")
 

@@ -10,9 +10,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -20,6 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fvd.console import progress
 from fvd.data.spec import RawBatch
 from fvd.errors import FvdError
+from fvd.events import CheckpointEvent, RunOutcome, StepEvent, ValidationEvent
 from fvd.metrics import StepMetrics
 from fvd.rng import StepRandom
 from fvd.rundir import with_absolute_paths
@@ -28,41 +27,11 @@ from fvd.signals import StopSignals
 from fvd.step_contract import checked_losses, checked_roles_to_update
 from fvd.stopwatch import Stopwatch
 from fvd.trackers.base import TrackerGroup
-from fvd.validation.base import Artifact
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
 """So many non-finite steps of one role in a row end the run: it does not recover by itself."""
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """One optimizer step: its number, counted from 1, and its metrics, on the host."""
-
-    step: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class ValidationEvent:
-    step: int
-    artifacts: list[Artifact]
-
-
-@dataclass(frozen=True)
-class CheckpointEvent:
-    step: int
-    path: Path
-
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """How a run ended. ``stopped``: by a signal, after a checkpoint."""
-
-    status: Literal["finished", "stopped", "failed"]
-    step: int
-    signal_number: int | None = None
 
 
 class Trainer:

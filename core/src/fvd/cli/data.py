@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from pydantic_core import ErrorDetails
 
+    from fvd.config.models import PipelineConfig
+    from fvd.config.yaml_lines import Document
+    from fvd.errors import Problem
     from fvd.families import ClipPlan, Encoders
 
 
@@ -29,6 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     prepare.add_argument("--family", required=True, help="kind of model, as `fvd plugins list` shows")
     prepare.add_argument("--model", required=True, help="folder or hub id of the model whose encoders are used")
+    prepare.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="set one value of the family's pipeline_config, as in the run file that will train on the data (repeatable)",
+    )
     prepare.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the prepared data goes")
     prepare.add_argument("--text-only", action="store_true", help="prompts alone, for training without videos")
     size = prepare.add_argument_group("clips", "default: what the model was made for")
@@ -67,10 +81,52 @@ def execute_prepare(args: argparse.Namespace) -> int:
 def _build_encoders(args: argparse.Namespace) -> Encoders:
     from fvd.families import Family, FamilyContext
 
-    config_class = args.plugins.load_config("family", args.family)
+    config = _pipeline_config(args.plugins.load_config("family", args.family), args.family, args.overrides)
     family_class: type[Family] = args.plugins.load("family", args.family)
-    context = FamilyContext(config=config_class(), components_path=args.model, device=_device(args.device))
+    context = FamilyContext(config=config, components_path=args.model, device=_device(args.device))
     return family_class(context).build_encoders()
+
+
+def _pipeline_config(model: type[PipelineConfig], family: str, overrides: Sequence[str]) -> PipelineConfig:
+    """The family's settings from ``KEY=VALUE`` texts. Raises ConfigError with everything that is wrong."""
+    from pydantic import ValidationError
+
+    from fvd.config.overrides import apply_overrides
+    from fvd.config.yaml_lines import Document
+    from fvd.errors import ConfigError, Problem
+
+    document = Document({})
+    apply_overrides(document, overrides)
+    problems = document.problems
+    if "components_path" in document.data:
+        place, _ = document.locate(("components_path",), "--set")
+        problems.append(Problem(message="is what --model says here", key="components_path", file=place))
+    try:
+        config = model.model_validate(document.data)
+    except ValidationError as error:
+        details = {str(detail["loc"][0]) if detail["loc"] else "": detail for detail in error.errors(include_url=False)}
+        problems += [_explain(detail, key, model, family, document) for key, detail in details.items()]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _explain(detail: ErrorDetails, key: str, model: type[PipelineConfig], family: str, document: Document) -> Problem:
+    """A pydantic error in the words of the command line."""
+    from fvd.errors import Problem, did_you_mean
+
+    place, _ = document.locate((key,), f"--family {family}")
+    known = model.model_fields
+    if detail["type"] == "extra_forbidden":
+        return Problem(message=f"unknown key{did_you_mean(key, known)}", key=key, file=place, cure=f"Keys: {', '.join(known)}.")
+    description = known[key].description if key in known else None
+    cure = f"{key}: {description}" if description else ""
+    if detail["type"] == "missing":
+        message = f"this family needs it: --set {key}=VALUE"
+        return Problem(message=message, key=key, file=place, cure=cure)
+    message = re.sub(r"^Value error, ", "", detail["msg"])
+    shown = f", got {detail['input']!r}" if key else ""
+    return Problem(message=message + shown, key=key, file=place, cure=cure)
 
 
 def _clip_plan(args: argparse.Namespace, encoders: Encoders) -> ClipPlan:
@@ -91,6 +147,7 @@ def _clip_plan(args: argparse.Namespace, encoders: Encoders) -> ClipPlan:
 
 
 def _device(name: str | None) -> torch.device:
+    """The device, tried out: a name alone says nothing about the machine."""
     import torch
 
     from fvd.errors import FvdError
@@ -98,9 +155,17 @@ def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise FvdError(f"unknown device {name!r}", cure="For example: --device cpu, --device cuda, --device cuda:1") from None
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise FvdError(
+            f"--device {name} cannot be used: {str(error).splitlines()[0]}", cure=f"This machine has: {', '.join(there)}."
+        ) from error
+    return device
 
 
 def _positive_int(text: str) -> int:

@@ -153,10 +153,15 @@ def _find_command(name: str, args: Arguments) -> tuple[argparse.ArgumentParser, 
 
 
 def _unknown_command(name: str, plugins: Plugins) -> UsageError:
+    from fvd.plugins.missing import catalogue
+
     known = [*COMMANDS, *plugins.names("command")]
     message = f"unknown command {name!r}{did_you_mean(name, known)}; commands: {', '.join(known)}"
     unusable = [record for record in plugins.records if record.state != "ok" and record.answers_to(name)]
     hints = [f"Plugin {record} is {record.state}: {record.reason} [{record.code}]" for record in unusable]
+    distribution = catalogue()["command"].get(name)
+    if distribution and not unusable:
+        hints.append(f"It is provided by {distribution}: python -m pip install {distribution}")
     return UsageError("\n".join([message, *hints]))
 
 

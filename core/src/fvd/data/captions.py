@@ -70,8 +70,8 @@ def list_prompts(source: Path) -> Listing:
         return Listing(f"prompts, one a line of {source.name}", clips)
     if source.is_file() and source.suffix in (".jsonl", ".csv"):
         records = _read_records(source)
-        caption_key = _find_key(records, CAPTION_KEYS, source)
-        return Listing(f"column {caption_key} of {source.name}", [_prompt(source, *record, caption_key) for record in records])
+        columns = _columns_used(records, CAPTION_KEYS, source)
+        return Listing(f"column {columns} of {source.name}", [_prompt(record) for record in records])
     try:
         return list_clips(source)
     except DataError as error:
@@ -79,31 +79,57 @@ def list_prompts(source: Path) -> Listing:
 
 
 # --- metadata files ---------------------------------------------------------------------------------------------------
-Record = tuple[int, Mapping[str, object]]
-"""Line number (of a json list: number of the entry) and its values."""
+@dataclass(frozen=True)
+class Record:
+    """One entry of a metadata file. place: ``metadata.jsonl:3`` with the number of its line, or ``a.json entry 3``."""
+
+    place: str
+    values: Mapping[str, object]
+
+    def column(self, names: Sequence[str]) -> str | None:
+        """Which of ``names`` this entry uses: the first that it fills, else the first that it has."""
+        present = [name for name in names if name in self.values]
+        filled = [name for name in present if self.values[name] not in (None, "", [])]
+        return next(iter(filled or present), None)
+
+    def lacks(self, names: Sequence[str]) -> str:
+        """For an entry that has none of ``names``."""
+        hints = "".join(did_you_mean(key, names) for key in self.values)
+        return f"{self.place} has no {_one_of(names)}{hints}; it has: {', '.join(self.values) or 'nothing'}"
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _list_metadata(folder: Path, metadata: Path) -> Listing:
     records = _read_records(metadata)
-    path_key = _find_key(records, PATH_KEYS, metadata)
-    caption_key = _find_key(records, CAPTION_KEYS, metadata)
+    columns = [_columns_used(records, keys, metadata) for keys in (PATH_KEYS, CAPTION_KEYS)]
     roots = [folder / "videos", folder] if metadata.name == "videos2caption.json" else [folder, folder / "videos"]
-    clips = [_metadata_clip(record, path_key, caption_key, roots) for record in records]
+    clips = [_metadata_clip(record, roots) for record in records]
     listed = {clip.path.resolve() for clip in clips if clip.path is not None}
     unlisted = [path for path in _find_videos(folder) if path.resolve() not in listed]
     clips.extend(ClipSource(_relative(path, folder), path, None, f"not listed in {metadata.name}") for path in unlisted)
-    return Listing(f"{metadata.name} (columns {path_key}, {caption_key})", clips)
+    return Listing(f"{metadata.name} (columns {', '.join(columns)})", clips)
 
 
-def _metadata_clip(record: Record, path_key: str, caption_key: str, roots: Sequence[Path]) -> ClipSource:
-    number, values = record
-    name = values.get(path_key)
-    caption, problem, notes = _caption_of(values.get(caption_key))
+def _metadata_clip(record: Record, roots: Sequence[Path]) -> ClipSource:
+    caption, problem, notes = _caption_in(record)
+    key = record.column(PATH_KEYS)
+    if key is None:
+        return ClipSource(record.place, None, caption, record.lacks(PATH_KEYS))
+    name = record.values[key]
     if not isinstance(name, str) or not name.strip():
-        return ClipSource(f"entry {number}", None, caption, f"no {path_key}")
+        return ClipSource(record.place, None, caption, f"no {key}")
     candidates = [root / name for root in roots]
     path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
     return ClipSource(name, path, caption, problem, notes)
+
+
+def _caption_in(record: Record) -> tuple[str | None, str, tuple[str, ...]]:
+    """(caption, problem, notes) of an entry."""
+    key = record.column(CAPTION_KEYS)
+    return (None, record.lacks(CAPTION_KEYS), ()) if key is None else _caption_of(record.values[key])
 
 
 def _caption_of(value: object) -> tuple[str | None, str, tuple[str, ...]]:
@@ -119,20 +145,19 @@ def _caption_of(value: object) -> tuple[str | None, str, tuple[str, ...]]:
     return value.strip(), "", ()
 
 
-def _prompt(source: Path, number: int, values: Mapping[str, object], caption_key: str) -> ClipSource:
-    caption, problem, notes = _caption_of(values.get(caption_key))
-    return ClipSource(f"{source.name}:{number}", None, caption, problem, notes)
+def _prompt(record: Record) -> ClipSource:
+    caption, problem, notes = _caption_in(record)
+    return ClipSource(record.place, None, caption, problem, notes)
 
 
-def _find_key(records: Sequence[Record], keys: Sequence[str], file: Path) -> str:
-    present = {key for _, values in records for key in values}
-    for key in keys:
-        if key in present:
-            return key
-    hints = "".join(did_you_mean(key, keys) for key in sorted(present))
+def _columns_used(records: Sequence[Record], keys: Sequence[str], file: Path) -> str:
+    """Which of ``keys`` the entries use, ``video`` or ``video/path``. Raises DataError where no entry has any."""
+    used = dict.fromkeys(key for record in records if (key := record.column(keys)) is not None)
+    if used:
+        return "/".join(used)
     raise DataError(
-        f"{file} has no column {' or '.join(keys)}{hints}",
-        cure=f"It has: {', '.join(sorted(present)) or 'nothing'}. Rename one.",
+        "\n".join([f"{file}: no entry has a column {_one_of(keys)}", records[0].lacks(keys)]),
+        cure="Name one column so, in every entry.",
     )
 
 
@@ -161,7 +186,7 @@ def _jsonl_records(file: Path, text: str) -> Iterator[Record]:
             problems.append(f"{file}:{number}: {error.msg}, column {error.colno}")
             continue
         if isinstance(values, dict):
-            yield number, values
+            yield Record(f"{file.name}:{number}", values)
         else:
             problems.append(f"{file}:{number}: not an object {{...}}")
     if problems:
@@ -172,13 +197,18 @@ def _jsonl_records(file: Path, text: str) -> Iterator[Record]:
 
 def _csv_records(file: Path, text: str) -> Iterator[Record]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    for row in reader:
-        if None in row:
-            raise DataError(
-                f"{file}:{reader.line_num}: more cells than the header has columns",
-                cure='A caption with commas goes between quotes: a.mp4,"a cat, asleep".',
-            )
-        yield reader.line_num, row
+    problems = []
+    try:
+        for row in reader:
+            line = reader.line_num - sum((cell or "").count("\n") for cell in row.values() if not isinstance(cell, list))
+            if None in row:
+                problems.append(f"{file}:{line}: more cells than the header has columns")
+            else:
+                yield Record(f"{file.name}:{line}", row)
+    except csv.Error as error:
+        problems.append(f"{file}:{reader.line_num + 1}: {error}")  # counted when a line is whole
+    if problems:
+        raise DataError("\n".join(problems), cure='A caption with commas goes between quotes: a.mp4,"a cat, asleep".')
 
 
 def _json_records(file: Path, text: str) -> Iterator[Record]:
@@ -189,7 +219,7 @@ def _json_records(file: Path, text: str) -> Iterator[Record]:
     wrong = not isinstance(entries, list) or any(not isinstance(entry, dict) for entry in entries)
     if wrong:
         raise DataError(f"{file} is not a list of objects", cure=LAYOUTS)
-    yield from enumerate(entries, 1)
+    yield from (Record(f"{file.name} entry {number}", entry) for number, entry in enumerate(entries, 1))
 
 
 def _read_text(file: Path) -> str:

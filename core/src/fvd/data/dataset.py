@@ -23,6 +23,8 @@ class ChunkedDataset(Protocol):
 
     chunk_sizes: number of samples of each chunk (a row group, a shard); a repeated source repeats its chunks.
     shapes: for each field that every sample has, the sizes of the axes on which all samples agree.
+    sample_bytes: mean size of a sample's tensors as `read_chunk` returns them. It bounds how many samples are held for
+        shuffling, so it must follow from the data alone.
     """
 
     @property
@@ -30,6 +32,9 @@ class ChunkedDataset(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, Mapping[str, int]]: ...
+
+    @property
+    def sample_bytes(self) -> int: ...
 
     def read_chunk(self, index: int) -> list[Sample]:
         """All samples of one chunk, in order. Called from several threads. Raises DataError that names file, row and

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fvd.data.dataset import ChunkedDataset, Sample
-from fvd.data.order import Visit, epoch_visits
+from fvd.data.order import Visit, epoch_visits, window_samples
 from fvd.data.read_ahead import ReadAhead
 from fvd.data.spec import DataSpec, FieldSpec, RawBatch
 from fvd.errors import DataError
@@ -57,6 +57,7 @@ class Loader:
         if latent_frames is not None:
             _check_latent_frames(dataset, spec, latent_frames)
         self._dataset = dataset
+        self._window_size = window_samples(dataset.sample_bytes)
         self._spec = spec
         self._batch_size = batch_size
         self._seed = seed
@@ -88,7 +89,8 @@ class Loader:
     @property
     def fingerprint(self) -> str:
         """Equal for data of equal layout: the order of samples is a function of it and of the seed."""
-        return hashlib.blake2b(json.dumps(self._dataset.chunk_sizes).encode(), digest_size=8).hexdigest()
+        layout = [self._dataset.chunk_sizes, self._window_size]
+        return hashlib.blake2b(json.dumps(layout).encode(), digest_size=8).hexdigest()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue there: the next iterator yields what an uninterrupted one would have yielded next."""
@@ -100,7 +102,7 @@ class Loader:
         self._epoch, self._position = state["epoch"], state["position"]
 
     def __iter__(self) -> Generator[RawBatch, None, None]:
-        stream = ReadAhead(self._dataset, self._epochs(), threads=self._read_ahead).__iter__()
+        stream = ReadAhead(self._dataset, self._epochs(), threads=self._read_ahead, window_size=self._window_size).__iter__()
         try:
             while True:
                 pairs = list(itertools.islice(stream, self._batch_size))
@@ -119,8 +121,14 @@ class Loader:
     def _epochs(self) -> Iterator[list[Visit]]:
         position = self._position
         for epoch in itertools.count(self._epoch):
-            sizes = self._dataset.chunk_sizes
-            yield epoch_visits(sizes, seed=self._seed, epoch=epoch, position=position, dropout_rate=self._dropout_rate)
+            yield epoch_visits(
+                self._dataset.chunk_sizes,
+                seed=self._seed,
+                epoch=epoch,
+                position=position,
+                dropout_rate=self._dropout_rate,
+                window_size=self._window_size,
+            )
             position = 0
 
     def _advance(self, samples: int) -> None:

@@ -1,6 +1,7 @@
-"""In which order samples are visited: a function of (seed, epoch), so that a resume needs no state but a position.
+"""In which order samples are visited: a function of the data, the seed and the epoch, so that a resume needs no state but
+a position.
 
-Samples are numbered through all chunks. An epoch shuffles the chunks, takes them in windows of at least `WINDOW_SAMPLES`
+Samples are numbered through all chunks. An epoch shuffles the chunks, takes them in windows of at least `window_samples`
 samples, and shuffles the samples inside each window: close to a full shuffle, and every chunk is read once.
 """
 
@@ -15,9 +16,15 @@ from torch import Tensor
 from fvd.rng import seeded_generator
 
 WINDOW_SAMPLES = 256
+WINDOW_BYTES = 2**30
 
 
-def epoch_order(chunk_sizes: Sequence[int], *, seed: int, epoch: int) -> Tensor:
+def window_samples(sample_bytes: int) -> int:
+    """How many samples of that mean size are shuffled together: up to `WINDOW_SAMPLES` in up to `WINDOW_BYTES`."""
+    return max(1, min(WINDOW_SAMPLES, WINDOW_BYTES // max(1, sample_bytes)))
+
+
+def epoch_order(chunk_sizes: Sequence[int], *, seed: int, epoch: int, window_size: int = WINDOW_SAMPLES) -> Tensor:
     """A permutation of all sample numbers, int64 [N]."""
     generator = seeded_generator("data order", seed, epoch)
     sizes = torch.tensor(chunk_sizes, dtype=torch.int64)
@@ -29,7 +36,7 @@ def epoch_order(chunk_sizes: Sequence[int], *, seed: int, epoch: int) -> Tensor:
     for chunk in shuffled.tolist():
         window.append(torch.arange(int(starts[chunk]), int(starts[chunk] + sizes[chunk])))
         held += int(sizes[chunk])
-        if held >= WINDOW_SAMPLES:
+        if held >= window_size:
             windows.append(torch.cat(window))
             window, held = [], 0
     if window:
@@ -53,9 +60,11 @@ class Visit:
     dropped: bool
 
 
-def epoch_visits(chunk_sizes: Sequence[int], *, seed: int, epoch: int, position: int, dropout_rate: float) -> list[Visit]:
+def epoch_visits(
+    chunk_sizes: Sequence[int], *, seed: int, epoch: int, position: int, dropout_rate: float, window_size: int = WINDOW_SAMPLES
+) -> list[Visit]:
     """The visits of an epoch from ``position`` on."""
-    order = epoch_order(chunk_sizes, seed=seed, epoch=epoch)[position:]
+    order = epoch_order(chunk_sizes, seed=seed, epoch=epoch, window_size=window_size)[position:]
     dropped = dropout_draws(sum(chunk_sizes), seed=seed, epoch=epoch, rate=dropout_rate)[order]
     ends = torch.tensor(chunk_sizes, dtype=torch.int64).cumsum(0)
     chunks = torch.searchsorted(ends, order, right=True)

@@ -43,12 +43,17 @@ class ParquetDataset:
     """Opened parquet files; a chunk is a row group. See `fvd.data.dataset.ChunkedDataset`."""
 
     def __init__(
-        self, chunks: Sequence[RowGroup], fields: Sequence[FieldSpec], shapes: Mapping[str, Mapping[str, int]]
+        self,
+        chunks: Sequence[RowGroup],
+        fields: Sequence[FieldSpec],
+        shapes: Mapping[str, Mapping[str, int]],
+        sample_bytes: int,
     ) -> None:
         self._chunks = list(chunks)
         self._fields = list(fields)
         self.chunk_sizes = [chunk.metadata.row_group(chunk.index).num_rows for chunk in chunks]
         self.shapes = shapes
+        self.sample_bytes = sample_bytes
 
     def read_chunk(self, index: int) -> list[Sample]:
         chunk = self._chunks[index]
@@ -110,7 +115,9 @@ def open_parquet(sources: Sequence[tuple[Path, int]], spec: DataSpec, *, needs_l
     if not chunks:
         folders = ", ".join(str(folder) for folder, _ in sources)
         raise DataError(f"no rows in the parquet files of {folders or 'training.data_path'}", cure=PREPARE_AGAIN)
-    return ParquetDataset(chunks, used, {field.name: _agreed_sizes(field, findings) for field in used})
+    rows = sum(found.num_rows for found in metadata.values() if found is not None)
+    total_bytes = sum(findings.fields[field.name].total_bytes for field in used)
+    return ParquetDataset(chunks, used, {field.name: _agreed_sizes(field, findings) for field in used}, total_bytes // rows)
 
 
 def _find_files(folder: Path) -> list[Path]:

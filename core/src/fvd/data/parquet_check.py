@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class FieldFindings:
     places: dict[Shape, list[str]] = field(default_factory=lambda: defaultdict(list))
     missing: list[str] = field(default_factory=list)
     """Files without the columns, and rows without a value."""
+    total_bytes: int = 0
 
 
 @dataclass
@@ -111,6 +113,9 @@ def _inspect_rows(
             if problem:
                 findings.problems.append(f"{where}: {spec.name} {problem}")
             else:
+                element = parse_dtype(dtype)
+                assert element is not None  # else it was a problem
+                found.total_bytes += math.prod(shape) * element.itemsize
                 found.places[tuple(shape[position] for position in fixed_axes(spec))].append(where)
 
 

@@ -32,8 +32,10 @@ class ParquetClipWriter:
         self._staging = folder / STAGING
         for place in (self._chunks, self._staging):
             remove_leftovers(place)
-        self._in_chunks = {path: _read_ids(path) for path in sorted(self._chunks.glob("*.parquet"))}
-        self._staged = {path: _read_ids(path)[0] for path in sorted(self._staging.glob("*.row"))}
+        self._name_column = "file_name" if "file_name" in schema.names else "caption"
+        self._names: dict[str, str] = {}
+        self._in_chunks = {path: self._read_ids(path) for path in sorted(self._chunks.glob("*.parquet"))}
+        self._staged = {path: self._read_ids(path)[0] for path in sorted(self._staging.glob("*.row"))}
         chunked = {clip for ids in self._in_chunks.values() for clip in ids}
         for path in [path for path, clip in self._staged.items() if clip in chunked]:
             self._unstage(path)  # killed between writing a file and clearing its rows
@@ -44,11 +46,12 @@ class ParquetClipWriter:
         return {clip for ids in self._in_chunks.values() for clip in ids} | set(self._staged.values())
 
     def append(self, row: dict[str, object]) -> None:
-        """Store one row; it is safe on the disk when this returns. Raises DataError (disk full)."""
+        """Store one row; it is safe on the disk when this returns. Raises FvdError (disk full)."""
         number = int(max(self._staged).stem) + 1 if self._staged else 0
         path = self._staging / f"{number:08d}.row"
         self._write(path, pa.Table.from_pylist([row], schema=self._schema))
         self._staged[path] = str(row["id"])
+        self._names[str(row["id"])] = str(row[self._name_column])
         if len(self._staged) >= self._rows_per_file:
             self.flush()
 
@@ -70,12 +73,16 @@ class ParquetClipWriter:
         if self._staging.exists():
             self._staging.rmdir()
 
-    def keep_only(self, ids: Collection[str]) -> int:
-        """Remove every row whose id is not in ``ids``; the others are copied, not made again. The number removed."""
+    def names_outside(self, ids: Collection[str]) -> list[str]:
+        """The rows that `keep_only` would remove, each by its file name, or its caption where the rows have none."""
+        present = self.ids
+        return [name for clip, name in self._names.items() if clip in present and clip not in ids]
+
+    def keep_only(self, ids: Collection[str]) -> None:
+        """Remove every row whose id is not in ``ids``; the others are copied, not made again."""
         wanted = set(ids)
         for path in [path for path, clip in self._staged.items() if clip not in wanted]:
             self._unstage(path)
-        before = sum(len(clips) for clips in self._in_chunks.values())
         for path, clips in list(self._in_chunks.items()):
             kept = [clip for clip in clips if clip in wanted]
             if not kept:
@@ -85,7 +92,6 @@ class ParquetClipWriter:
                 table = _read_table(path)
                 self._write(path, table.filter(pc.is_in(table["id"], value_set=pa.array(kept))))
                 self._in_chunks[path] = kept
-        return before - sum(len(clips) for clips in self._in_chunks.values())
 
     def _write(self, path: Path, table: pa.Table) -> None:
         with written_aside(path) as file:
@@ -94,6 +100,13 @@ class ParquetClipWriter:
     def _unstage(self, path: Path) -> None:
         path.unlink()
         del self._staged[path]
+
+    def _read_ids(self, path: Path) -> list[str]:
+        with pq.ParquetFile(path) as file:
+            rows = file.read(columns=["id", self._name_column])
+        ids: list[str] = rows.column("id").to_pylist()
+        self._names.update(zip(ids, rows.column(self._name_column).to_pylist(), strict=True))
+        return ids
 
     def _next_number(self) -> int:
         return 1 + max((_chunk_number(path) for path in self._in_chunks), default=-1)
@@ -107,9 +120,3 @@ def _chunk_number(path: Path) -> int:
 def _read_table(path: Path) -> pa.Table:
     with pq.ParquetFile(path) as file:
         return file.read()
-
-
-def _read_ids(path: Path) -> list[str]:
-    with pq.ParquetFile(path) as file:
-        ids: list[str] = file.read(columns=["id"]).column("id").to_pylist()
-    return ids

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fvd.console import progress, table
+from fvd.console import note, progress, table
 from fvd.data.captions import LAYOUTS, TEXT_LAYOUTS, list_clips, list_prompts
 from fvd.data.clips import TABLE_HEADERS, Judge, Verdict, drop_undecodable, write_clips_csv
+from fvd.data.encoded import CheckedEncoders
 from fvd.data.parquet_schema import T2V_SCHEMA, TEXT_ONLY_SCHEMA, pack_tensor
 from fvd.data.parquet_writer import ParquetClipWriter
-from fvd.data.prepared import CLIPS_CSV, PreparedFolder, Settings
+from fvd.data.prepared import CLIPS_CSV, Manifest, PreparedFolder, Settings
 from fvd.data.video import read_clip
 from fvd.errors import DataError
 from fvd.families import ClipPlan, Encoders
@@ -36,6 +37,11 @@ class PrepareRequest:
     strict: bool = False
     overwrite: bool = False
     rows_per_file: int = 64
+
+    @property
+    def source(self) -> str:
+        """``clips`` under the one name that does not depend on the working directory."""
+        return str(self.clips.expanduser().resolve())
 
     def settings(self, encoders: Encoders) -> Settings:
         if self.plan is None:
@@ -60,36 +66,69 @@ def prepare(request: PrepareRequest, encoders: Encoders) -> list[Verdict]:
         encoders.check_geometry(request.plan.geometry)
     settings = request.settings(encoders)
     folder = PreparedFolder(request.out)
-    folder.check(settings, overwrite=request.overwrite)
+    folder.check(settings, overwrite=request.overwrite)  # somebody else's folder does not even get a lock
+    with folder.locked():
+        before = folder.check(settings, overwrite=request.overwrite)
+        verdicts = judge_clips(request, encoders.digest)
+        _require_clips(verdicts, request)
+        manifest = Manifest(request.source, settings)
+        encoded, removed = _fill(folder, before, manifest, verdicts, request, encoders)
+    _require_clips(verdicts, request)  # some damage shows only in decoding
+    counts = _counts(verdicts)
+    table(TABLE_HEADERS, [verdict.table_row() for verdict in verdicts])
+    note(f"{counts['kept']} kept, {counts['dropped']} dropped; {encoded} encoded now, {removed} old rows removed")
+    note(f"data: {request.out}   table: {request.out / CLIPS_CSV}")
+    return verdicts
 
-    verdicts = judge_clips(request, encoders.digest)
-    _require_clips(verdicts, request)
 
-    folder.begin(settings, overwrite=request.overwrite)
-    writer = ParquetClipWriter(
-        request.out, T2V_SCHEMA if request.plan is not None else TEXT_ONLY_SCHEMA, rows_per_file=request.rows_per_file
-    )
-    removed = writer.keep_only({verdict.row_id for verdict in verdicts if verdict.kept})
-    encoded = _encode_missing(verdicts, writer, request.plan, encoders)
+def _fill(
+    folder: PreparedFolder,
+    before: Manifest | None,
+    manifest: Manifest,
+    verdicts: Sequence[Verdict],
+    request: PrepareRequest,
+    encoders: Encoders,
+) -> tuple[int, int]:
+    """Bring the folder to what the verdicts say. The numbers of rows encoded and removed."""
+    if before is None:
+        folder.clear()
+    schema = T2V_SCHEMA if request.plan is not None else TEXT_ONLY_SCHEMA
+    writer = ParquetClipWriter(request.out, schema, rows_per_file=request.rows_per_file)
+    wanted = {verdict.row_id for verdict in verdicts if verdict.kept}
+    lost = writer.names_outside(wanted)
+    if before is not None:
+        before.check_source(request.out, request.source, lost)
+    folder.begin(manifest)
+    write_clips_csv(request.out / CLIPS_CSV, verdicts)  # now already, for whoever interrupts the encoding
+    _say_what_is_removed(lost, verdicts, request)
+    writer.keep_only(wanted)
+    encoded = _encode_missing(verdicts, writer, request.plan, CheckedEncoders(encoders, request.family))
     if not writer.ids:
         folder.clear()
-        _require_clips(verdicts, request)
+        return encoded, len(lost)
     writer.close()
-    counts = _counts(verdicts)
     write_clips_csv(request.out / CLIPS_CSV, verdicts)
-    folder.finish(settings, counts)
+    folder.finish(manifest, _counts(verdicts))
+    return encoded, len(lost)
 
-    _require_clips(verdicts, request)  # some damage shows only in decoding
-    table(TABLE_HEADERS, [verdict.table_row() for verdict in verdicts])
-    print(f"{counts['kept']} kept, {counts['dropped']} dropped; {encoded} encoded now, {removed} old rows removed")
-    print(f"data: {request.out}   table: {request.out / CLIPS_CSV}")
-    return verdicts
+
+def _say_what_is_removed(lost: Sequence[str], verdicts: Sequence[Verdict], request: PrepareRequest) -> None:
+    """A row goes by its file's name, or, of prompts alone, by the prompt."""
+    now = {verdict.clip.caption if request.plan is None else verdict.clip.name: verdict for verdict in verdicts}
+    for name in lost:
+        if name not in now:
+            why = f"no longer in {request.clips}"
+        elif now[name].kept:
+            why = "changed since"
+        else:
+            why = f"dropped now: {now[name].reason}"
+        note(f"old row removed: {name} ({why})")
 
 
 def judge_clips(request: PrepareRequest, encoders_digest: str) -> list[Verdict]:
     """List the clips and give the verdicts that need no encoder."""
     listing = list_prompts(request.clips) if request.plan is None else list_clips(request.clips)
-    print(f"layout: {listing.layout}; {len(listing.clips)} {'prompts' if request.plan is None else 'clips'}", flush=True)
+    note(f"layout: {listing.layout}; {len(listing.clips)} {'prompts' if request.plan is None else 'clips'}")
     judge = Judge(request.plan, encoders_digest)
     verdicts = []
     with progress("checking", len(listing.clips)) as bar:
@@ -119,7 +158,9 @@ def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
     return {"kept": kept, "dropped": len(verdicts) - kept}
 
 
-def _encode_missing(verdicts: Sequence[Verdict], writer: ParquetClipWriter, plan: ClipPlan | None, encoders: Encoders) -> int:
+def _encode_missing(
+    verdicts: Sequence[Verdict], writer: ParquetClipWriter, plan: ClipPlan | None, encoders: CheckedEncoders
+) -> int:
     """Encode what the folder does not have yet; a clip that turns out to be damaged is dropped. The number encoded."""
     kept = [verdict for verdict in verdicts if verdict.kept]
     present = writer.ids
@@ -142,19 +183,19 @@ class UnusableClip(DataError):
     """A clip that passed the first look and cannot be encoded."""
 
 
-def _encode_clip(verdict: Verdict, plan: ClipPlan, encoders: Encoders) -> dict[str, object]:
+def _encode_clip(verdict: Verdict, plan: ClipPlan, encoders: CheckedEncoders) -> dict[str, object]:
     """One row of `T2V_SCHEMA`."""
     assert verdict.clip.path is not None
     try:
         video = read_clip(verdict.clip.path, plan)
     except DataError as error:
         raise UnusableClip(error.message) from error
-    (latent,) = encoders.encode_video(video[None])
+    latent = encoders.latent(video)
     _require_finite(latent, "its latents hold NaN or infinite values")
     geometry = plan.geometry
     return {
         **_encode_prompt(verdict, encoders),
-        **pack_tensor("vae_latent", latent.float()),
+        **pack_tensor("vae_latent", latent),
         "file_name": verdict.clip.name,
         "media_type": "video",
         "width": geometry.width,
@@ -165,11 +206,11 @@ def _encode_clip(verdict: Verdict, plan: ClipPlan, encoders: Encoders) -> dict[s
     }
 
 
-def _encode_prompt(verdict: Verdict, encoders: Encoders) -> dict[str, object]:
+def _encode_prompt(verdict: Verdict, encoders: CheckedEncoders) -> dict[str, object]:
     """One row of `TEXT_ONLY_SCHEMA`."""
-    (embedding,) = encoders.encode_text([verdict.caption])
+    embedding = encoders.embedding(verdict.caption)
     _require_finite(embedding, "its text embedding holds NaN or infinite values")
-    return {"id": verdict.row_id, **pack_tensor("text_embedding", embedding.float()), "caption": verdict.caption}
+    return {"id": verdict.row_id, **pack_tensor("text_embedding", embedding), "caption": verdict.caption}
 
 
 def _require_finite(tensor: Tensor, complaint: str) -> None:

@@ -1,22 +1,31 @@
-"""A folder of prepared data: its settings (``fvd-data.json``), and whether it may be continued."""
+"""A folder of prepared data: its settings (``fvd-data.json``), whether it may be continued, and who may write into it."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fvd.data.parquet_writer import STAGING
 from fvd.errors import DataError
 from fvd.files import remove_leftovers, written_aside
 
-FORMAT = "fvd-data/1"
+FORMAT = "fvd-data/2"
 MANIFEST = "fvd-data.json"
 CLIPS_CSV = "clips.csv"
+LOCK = ".lock"
 OURS = (MANIFEST, CLIPS_CSV, "worker_0", STAGING)
-"""Everything that is written into such a folder."""
+"""Everything that is written into such a folder and stays."""
+_UNFINISHED = (LOCK, f".{MANIFEST}.tmp")
+"""What a kill may leave in a folder before anything is prepared."""
+
+ANOTHER_FOLDER = "Give --out another folder, or --overwrite to delete what is there and start anew."
+MAX_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,44 +50,85 @@ class Settings:
         return [f"{'model' if key == 'digest' else key}: {there[key]} there, {now[key]} now" for key in changed]
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """What ``fvd-data.json`` says. source: the absolute path of the clips."""
+
+    source: str
+    settings: Settings
+
+    def check_source(self, path: Path, now: str, lost: Sequence[str]) -> None:
+        """Raise DataError when going on in ``path`` with the clips in ``now`` would delete the rows ``lost`` of clips from
+        elsewhere. Clips that only moved lose none."""
+        if not lost or now == self.source:
+            return
+        names = ", ".join(lost[:MAX_NAMES_SHOWN]) + (", …" if len(lost) > MAX_NAMES_SHOWN else "")
+        raise DataError(
+            f"{path} was prepared from {self.source}, and not from {now}: {len(lost)} of its rows would be deleted ({names})",
+            cure=ANOTHER_FOLDER,
+        )
+
+
 class PreparedFolder:
     """The folder that `fvd data prepare --out` names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check(self, settings: Settings, *, overwrite: bool) -> None:
-        """Raise DataError unless this folder is new, empty, or prepared with these settings (or to be overwritten).
-        Changes nothing."""
+    def check(self, settings: Settings, *, overwrite: bool) -> Manifest | None:
+        """What the folder was prepared with; None where there is nothing to continue. Changes nothing.
+
+        Raises DataError unless the folder is new, empty, or prepared with these settings (or to be overwritten).
+        """
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.path} is a file", cure="Give --out the name of a folder.")
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return
+        if not self.path.exists() or all(entry.name in _UNFINISHED for entry in self.path.iterdir()):
+            return None
         present = self._read()
         if present is None:
             raise DataError(
                 f"{self.path} is not empty and was not made by `fvd data prepare`", cure="Give --out a new or an empty folder."
             )
-        differences = present.differences(settings)
-        if differences and not overwrite:
-            raise DataError(
-                f"{self.path} holds data prepared otherwise:\n  " + "\n  ".join(differences),
-                cure="Give --out another folder, or --overwrite to delete what is there and start anew.",
-            )
-
-    def begin(self, settings: Settings, *, overwrite: bool) -> None:
-        """Make the folder ready for rows: after a kill at any later moment it can be continued."""
         if overwrite:
-            self.clear()
-        self._write(settings, {})
+            return None
+        differences = present.settings.differences(settings)
+        if differences:
+            raise DataError(f"{self.path} holds data prepared otherwise:\n  " + "\n  ".join(differences), cure=ANOTHER_FOLDER)
+        return present
 
-    def finish(self, settings: Settings, counts: Mapping[str, int]) -> None:
-        self._write(settings, counts)
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process; an empty one is gone afterwards. Raises DataError when another has it."""
+        lock = FileLock(self.path / LOCK)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(
+                f"another `fvd data prepare` is at work in {self.path}",
+                cure="Wait for it, stop it, or give --out another folder.",
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"cannot write into {self.path}: {error.strerror or error}", cure="Give --out another folder."
+            ) from error
+        try:
+            yield
+        finally:
+            (self.path / LOCK).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):  # not empty: there is data
+                self.path.rmdir()
+
+    def begin(self, manifest: Manifest) -> None:
+        """Make the folder ready for rows: after a kill at any later moment it can be continued."""
+        self._write(manifest, {})
+
+    def finish(self, manifest: Manifest, counts: Mapping[str, int]) -> None:
+        self._write(manifest, counts)
 
     def clear(self) -> None:
-        """Delete what `fvd data prepare` wrote, and the folder where nothing else is in it."""
-        if not self.path.is_dir():
-            return
+        """Delete what `fvd data prepare` wrote."""
         remove_leftovers(self.path)
         for name in OURS:
             entry = self.path / name
@@ -86,21 +136,28 @@ class PreparedFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
 
-    def _write(self, settings: Settings, counts: Mapping[str, int]) -> None:
-        document = {"format": FORMAT, "settings": asdict(settings), "counts": dict(counts)}
+    def _write(self, manifest: Manifest, counts: Mapping[str, int]) -> None:
+        document = {
+            "format": FORMAT,
+            "source": manifest.source,
+            "settings": asdict(manifest.settings),
+            "counts": dict(counts),
+        }
         with written_aside(self.path / MANIFEST) as file:
             file.write(json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
 
-    def _read(self) -> Settings | None:
+    def _read(self) -> Manifest | None:
+        path = self.path / MANIFEST
         try:
-            document = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["format"] != FORMAT:
+                raise DataError(
+                    f"{self.path} was prepared in format {document['format']}; this version writes {FORMAT}",
+                    cure="Give --out another folder.",
+                )
+            return Manifest(document["source"], Settings(**document["settings"]))
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise DataError(f"{self.path / MANIFEST} is damaged: {error}", cure="Give --out another folder.") from error
-        if document["format"] != FORMAT:
-            raise DataError(f"{self.path} was prepared in format {document['format']}; this version writes {FORMAT}")
-        return Settings(**document["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} cannot be read: {error!r}", cure="Give --out another folder.") from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from fvd.data.dataset import ChunkedDataset, Sample
-from fvd.data.order import WINDOW_SAMPLES, Visit, chunks_in_order
+from fvd.data.order import Visit, chunks_in_order
 
 ChunkKey = tuple[int, int]
 """(epoch, chunk): a chunk is read once each epoch."""
@@ -16,17 +16,18 @@ ChunkKey = tuple[int, int]
 class ReadAhead:
     """Iterates over ``(visit, sample)`` for the visits of endless epochs.
 
-    Holds at most a window of samples and, beyond it, one chunk a thread: as samples are consumed, the next window is read.
+    Holds at most a window of ``window_size`` samples and, beyond it, one chunk a thread: as samples are consumed, the next
+    window is read. Memory is not pinned.
     ``threads`` = 0 reads on demand in the caller's thread. An error of a thread is raised where its chunk is needed.
     """
 
-    def __init__(self, dataset: ChunkedDataset, epochs: Iterator[list[Visit]], *, threads: int) -> None:
+    def __init__(self, dataset: ChunkedDataset, epochs: Iterator[list[Visit]], *, threads: int, window_size: int) -> None:
         self._dataset = dataset
         self._epochs = epochs
         self._planned: deque[list[Visit]] = deque()
         self._schedule = self._plan()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="fvd-data") if threads else None
-        window = min(WINDOW_SAMPLES, sum(dataset.chunk_sizes))
+        window = min(window_size, sum(dataset.chunk_sizes))
         self._limit = window + (1 + threads) * max(dataset.chunk_sizes) if threads else 0
         self._pending: dict[ChunkKey, Callable[[], dict[int, Sample]]] = {}
         self._resident = 0

@@ -98,7 +98,7 @@ def read_clip(path: Path, plan: ClipPlan) -> Tensor:
 def write_video(path: Path, video: Tensor, fps: float) -> None:
     """Write [3, T, H, W] in [0, 1] as H.264, yuv420p, mp4. H.264 wants even sizes: an odd edge is repeated once.
 
-    The file appears whole or not at all; raises DataError when it cannot be written.
+    The file appears whole or not at all; raises FvdError when it cannot be written.
     """
     height, width = video.shape[2:]
     padded = F.pad(video.float(), (0, width % 2, 0, height % 2), mode="replicate")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +40,9 @@ class JsonlTracker(Tracker):
             with self._path.open("ab", buffering=0) as file:
                 whole = file.tell()
                 try:
-                    file.write(self._pending.encode())
+                    rows = self._pending.encode()
+                    if file.write(rows) != len(rows):  # the last room of a disk: a part is written, without an error
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 except OSError:
                     file.truncate(whole)
                     raise

@@ -46,7 +46,7 @@ def _init(context: TrackerContext, mode: Mode) -> WandbRun:
         id=_run_id(context),
         resume="allow",
         mode=mode,
-        dir=str(context.log_dir),
+        dir=str(context.log_dir.parent),  # wandb makes its own folder `wandb` in there
         config=context.run.as_document(),
         settings=wandb.Settings(silent=True, console="off", init_timeout=60),
     )
