@@ -93,12 +93,20 @@ def test_a_finished_run_runs_no_further(tmp_path, write_run_file, capfd):
     assert len(list((tmp_path / "out/checkpoints").iterdir())) == 1
 
 
-def test_stop_signal_saves_and_the_same_command_continues(tmp_path, write_run_file):
+def test_a_second_process_is_refused_and_a_stop_signal_saves(tmp_path, write_run_file, capfd):
+    """While one process runs, another on the same directory is refused and disturbs nothing; the first one, stopped,
+    saves, and then the same command continues."""
     run_file = write_run_file("finetune", output_dir=tmp_path / "out", training={"max_train_steps": 100000})
     process = subprocess.Popen([sys.executable, "-m", "fvd.cli.main", "run", str(run_file)], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "out/metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         time.sleep(0.05)
+    capfd.readouterr()
+    assert main(["run", str(run_file)]) == 1
+    assert "another process is running in" in capfd.readouterr().err
+    seen = metrics.read_text().count("\n")
+    while process.poll() is None and metrics.read_text().count("\n") <= seen:
+        time.sleep(0.05)  # it goes on
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, stderr
@@ -142,3 +150,27 @@ def test_resume_from_a_path_branches_off(tmp_path, write_run_file):
     assert main(["run", str(branch), "--resume", str(checkpoint)]) == 0
     assert [row["step"] for row in read_metrics(tmp_path / "b")] == [3]
     assert main(["run", str(branch), "--resume", str(tmp_path / "nowhere")]) == 1
+
+
+def test_an_older_checkpoint_is_refused_where_newer_ones_are(tmp_path, write_run_file, capfd):
+    every = {"max_train_steps": 3, "training_state_checkpointing_steps": 1}
+    run_file = write_run_file("finetune", output_dir=tmp_path / "a", training=every)
+    assert main(["run", str(run_file)]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    older = tmp_path / "a/checkpoints/step-00000001"
+    capfd.readouterr()
+    assert main(["run", str(run_file), "--resume", str(older)]) == 1
+    assert "holds newer checkpoints (step 3)" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == before
+    branch = ["--set", f"training.output_dir={tmp_path / 'b'}"]
+    assert main(["run", str(run_file), "--resume", str(older), *branch]) == 0
+    assert_equal_runs_but_for_the_past(tmp_path / "a", tmp_path / "b", 3)
+
+
+def assert_equal_runs_but_for_the_past(whole: Path, branch: Path, step: int) -> None:
+    """What was branched off is what would have come."""
+    left, right = (read_tensors(run / f"checkpoints/step-{step:08d}") for run in (whole, branch))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    rows = read_metrics(branch)
+    assert rows == read_metrics(whole)[-len(rows) :]
+    assert [row["step"] for row in rows] == [2, 3]

@@ -115,7 +115,7 @@ DIARY_MODULES = {
 
             def note(self, *entry):
                 with self.path.open("a") as file:
-                    file.write(json.dumps(entry) + "\\\\n")
+                    file.write(json.dumps(entry) + "\\n")
 
             def log(self, metrics, step):
                 self.note("log", step)
@@ -143,9 +143,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def install(folder: Path, distribution: str, plugin: str, module: str, modules: dict[str, str]) -> None:
-    # \\n of the sources above stand for an escape inside them
-    sources = {name: source.replace("\\\\n", "\\n") for name, source in modules.items()}
-    fake_distribution(folder, distribution, entry_points={plugin: module}, modules=sources)
+    fake_distribution(folder, distribution, entry_points={plugin: module}, modules=modules)
 
 
 def entries(out: Path) -> list[list[object]]:

@@ -185,6 +185,72 @@ def test_a_run_directory_holds_what_it_should(tmp_path, write_run_file):
     assert main(["check", str(out / "run.yaml")]) == 0
 
 
+def test_a_teacher_of_another_size(tmp_path, write_run_file, tiny_wan):
+    """More layers and more heads than the student: what roles share is the latents and the text, not the network."""
+    from diffusers import WanTransformer3DModel
+
+    small = WanTransformer3DModel.load_config(tiny_wan / "transformer")
+    torch.manual_seed(0)
+    large = WanTransformer3DModel.from_config({**small, "num_layers": 5, "num_attention_heads": 10})
+    large.save_pretrained(tmp_path / "large/transformer")
+    roles = {"teacher": {"path": str(tmp_path / "large/transformer")}}
+    run_file = write_run_file("dmd2", output_dir=tmp_path / "out", roles=roles, training={"max_train_steps": 2})
+    assert main(["check", str(run_file)]) == 0
+    runtime = build(run_file)
+    before = {handle.name: weights(handle) for handle in runtime.roles}
+    assert len(before["teacher"]) > len(before["student"])
+    with StopSignals() as stop:
+        outcome = Trainer(runtime, TrackerGroup({}), stop).fit()
+    assert (outcome.status, outcome.step) == ("finished", 2)
+    assert {handle.name: moved(before[handle.name], handle) for handle in runtime.roles} == {
+        "student": True,
+        "teacher": False,
+        "critic": True,
+    }
+    assert main(["sample", str(tmp_path / "out"), "--prompt", "x", "--out", str(tmp_path / "s.mp4")]) == 1  # no run.yaml
+    assert all(torch.isfinite(tensor).all() for tensor in weights(runtime.roles["student"]).values())
+
+
+def test_recomputing_activations_trains_the_same(tmp_path, write_run_file):
+    rows = []
+    for kind in (None, "full"):
+        out = tmp_path / str(kind)
+        training = {"max_train_steps": 2, "enable_gradient_checkpointing_type": kind}
+        assert main(["run", str(write_run_file("dmd2", output_dir=out, training=training))]) == 0
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        rows.append([{name: value for name, value in row.items() if not name.startswith("perf/")} for row in lines])
+    assert rows[0] == rows[1]
+    assert "train/student_loss" in rows[0][1]
+
+
+def test_only_trained_roles_are_recomputed(tmp_path, write_run_file, monkeypatch):
+    asked = []
+    monkeypatch.setattr("fvd.runtime.recompute_activations", lambda family, handle: asked.append(handle.name))
+    build(write_run_file("dmd2", output_dir=tmp_path / "a", training={"enable_gradient_checkpointing_type": "full"}))
+    build(write_run_file("dmd2", output_dir=tmp_path / "b"))
+    assert asked == ["student", "critic"]
+
+
+def test_the_size_in_the_run_file(tmp_path, write_run_file, capfd):
+    """It must be the data's where the data are trained on; a method that generates follows it."""
+    size = {"num_frames": 5, "num_height": 32, "num_width": 64, "max_train_steps": 1}
+    assert main(["run", str(write_run_file("finetune", output_dir=tmp_path / "a", training=size))]) == 1
+    error = capfd.readouterr().err
+    assert "[16, 3, 8, 8]" in error
+    assert "[16, 2, 4, 8]" in error
+    assert not (tmp_path / "a/run.yaml").exists()
+    run_file = write_run_file("dmd2", output_dir=tmp_path / "b", training={**size, "log_validation": True})
+    assert main(["run", str(run_file)]) == 0
+    for video in (tmp_path / "b/validation/step-00000001/000_sde_4_steps.mp4", tmp_path / "s.mp4"):
+        if video.name == "s.mp4":
+            assert main(["sample", str(tmp_path / "b"), "--prompt", "x", "--out", str(video)]) == 0
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            assert (stream.height, stream.width) == (32, 64)
+            assert sum(1 for _ in container.decode(stream)) == 5
+    assert json.loads((tmp_path / "b/run.lock.json").read_text())["latent_shape"] == [16, 2, 4, 8]
+
+
 def test_sample_and_export(tmp_path, write_run_file):
     """The exported folder reloads in diffusers, bitwise; the sample is a video of the size that was trained."""
     from diffusers import WanPipeline

@@ -25,9 +25,7 @@ def sampled_by_diffusers(folder: Path, prompt: str, seed: int, guidance_scale: f
     """[3, T, H, W] in [0, 1]."""
     pipeline = WanPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT
-    )
+    pipeline.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT)
     frames = pipeline(
         prompt=prompt,
         negative_prompt=negative,

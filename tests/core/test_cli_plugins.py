@@ -49,8 +49,20 @@ FIRST_PARTY = {"fvd-wan", "fvd-dmd2", "fvd-finetune"}
 CORE_PROVIDES = "sampler:ode, sampler:sde, validator:video, dataset_kind:parquet, tracker:wandb, tracker:tensorboard"
 
 
+CONFIG = '''
+    from typing import Literal
+
+    import fvd
+
+    class C(fvd.PipelineConfig):
+        solver: Literal["fast", "exact"] = "fast"
+        """How steps are made."""
+'''
+
+
 def install_some(install) -> None:
-    install("acme-ltx", "0.3.1", entry_points={"ltx": "t_ltx"}, modules={"t_ltx": MODEL.format(name="ltx")})
+    modules = {"t_ltx": MODEL.format(name="ltx"), "m.f": CONFIG}
+    install("acme-ltx", "0.3.1", entry_points={"ltx": "t_ltx"}, modules=modules)
     install("acme-algo", entry_points={"algo": "t_algo"}, modules={"t_algo": ALGORITHM})
     install("x-broken", "0.2", entry_points={"hunyuan": "t_hun"}, modules={"t_hun": "import flash_attn_nowhere"})
     install("x-old", "0.9.0", entry_points={"old": "t_old"}, modules={"t_old": ""}, requires=["fvd-core>=99"])
@@ -135,7 +147,8 @@ def test_list_remarks(install, capsys):
 
 def test_show_a_family(install, capsys):
     install_some(install)
-    assert output(capsys, "show", "ACME_LTX").splitlines() == [
+    *described, keys = output(capsys, "show", "ACME_LTX").partition("    pipeline_config:\n")
+    assert described[0].splitlines() == [
         "ltx (acme-ltx 0.3.1)  ok   entry point t_ltx",
         "  family ltx: a model",
         "    target        m.f:F",
@@ -148,17 +161,24 @@ def test_show_a_family(install, capsys):
         "    method        easy: ✓",
         "    method        hard: predict_x0 (teacher)",
     ]
+    lines = keys.splitlines()
+    (solver,) = [index for index, line in enumerate(lines) if line.startswith("      solver")]
+    assert "fast" in lines[solver]
+    assert lines[solver + 1].strip() == "How steps are made."
+    assert any(line.startswith("      flow_shift") for line in lines)  # every family's
 
 
 def test_show_a_method(install, capsys):
     install_some(install)
-    assert output(capsys, "show", "algo").splitlines()[1:8] == [
+    assert output(capsys, "show", "algo").splitlines()[1:9] == [
         "  method easy: an algorithm",
         "    target        m.e:E",
         "    config        m.e:C",
         "    needs         prepare_batch",
         "    role          student, trained, needs predict",
         "    family        ltx: ✓",
+        "    method_config: method 'easy' of plugin algo (acme-algo 1.0) cannot be loaded: target m.e:C: there is no module "
+        "'m.e' [P09]",
         "  method hard: (no summary)",
     ]
     (plugin,) = json.loads(output(capsys, "show", "algo", "--json"))["plugins"]

@@ -228,7 +228,18 @@ def test_stdout_in_a_pipe_stays_there_while_a_bar_runs(tmp_path: Path) -> None:
         )
     assert (tmp_path / "out").read_text() == "a result\n"
     assert "a result" not in text
+    assert "━" in text
     assert "1/1" in text
+
+
+def test_stderr_in_a_pipe_gets_lines_while_stdout_is_a_terminal() -> None:
+    text = on_a_terminal(
+        "import subprocess, sys\n"
+        "code = 'from fvd.console import progress\\nwith progress(\"x\", 1) as bar: bar.advance()'\n"
+        "print(subprocess.run([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True).stderr)\n"
+    )
+    assert text.startswith("x 1/1")
+    assert "━" not in text
 
 
 def test_a_terminal_gets_a_bar_and_a_framed_table() -> None:

@@ -350,7 +350,7 @@ def test_only_what_changed_is_encoded_again(clips: Path, tmp_path: Path) -> None
             "weights-1",
             "num_frames: 5 there, 4 now",
         ),
-        (PLAN, "weights-2", r"model: models/fake \(weights-1\) there, models/fake \(weights-2\) now"),
+        (PLAN, "weights-2", r"encoders \(--model, --set\): models/fake \(weights-1\) there, models/fake \(weights-2\) now"),
         (None, "weights-1", "schema: t2v there, text_only now"),
     ],
 )
@@ -713,7 +713,7 @@ def test_the_family_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     ("overrides", "messages"),
     [
         (["max_tokns=3"], ["--set max_tokns=3: error: max_tokns: unknown key (did you mean 'max_tokens'?)"]),
-        (["xyz=3"], ["xyz: unknown key", "Keys: flow_shift, sampler_kind, components_path, max_tokens, words"]),
+        (["xyz=3"], ["xyz: unknown key", "Keys: flow_shift, sampler_kind, max_tokens, words"]),
         (
             ["max_tokens=0", "flow_shift=high"],
             [

@@ -136,8 +136,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with written_aside(path) as file:
         file.write(b"first")
         assert not path.exists()
-    with pytest.raises(ZeroDivisionError), written_aside(path) as file:
-        file.write(b"second")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with written_aside(path) as file:
+            file.write(b"second")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert path.read_bytes() == b"first"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]

@@ -175,7 +175,8 @@ METHOD = """
 
     @fvd.hookimpl
     def fvd_methods():
-        return [fvd.MethodSpec(name="m", target="x_m.plugin:run", config="x_m.plugin:{config}", roles={{"s": fvd.RoleNeeds(trainable=True)}})]
+        roles = {{"s": fvd.RoleNeeds(trainable=True)}}
+        return [fvd.MethodSpec(name="m", target="x_m.plugin:run", config="x_m.plugin:{config}", roles=roles)]
 
     class Stranger: pass
     def run(): pass
@@ -256,9 +257,7 @@ def test_notifications_reach_everybody_in_order_and_a_failure_is_logged_once(ins
 
 def check_context(plugins, used: str) -> SimpleNamespace:
     """A run that uses the method ``used`` on the family ``ltx``."""
-    return SimpleNamespace(
-        word="it", method=plugins.spec("method", used), families={"student": plugins.spec("family", "ltx")}
-    )
+    return SimpleNamespace(word="it", method=plugins.spec("method", used), families={"student": plugins.spec("family", "ltx")})
 
 
 @pytest.mark.parametrize(("used", "severity"), [("b", "error"), ("a", "warning")])

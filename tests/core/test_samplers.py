@@ -185,7 +185,7 @@ def check(family_samplers, **changes):
 def test_a_plan_is_checked_before_anything_is_loaded():
     check({"ode"})
     check({"sde"}, sampler_kind="sde", sampling_timesteps=(1000.0, 500.0))
-    with pytest.raises(PluginError, match="sampler 'odee'.*did you mean 'ode'"):
+    with pytest.raises(PluginError, match=r"sampler 'odee'.*did you mean 'ode'"):
         check({"ode"}, sampler_kind="odee")
     with pytest.raises(FvdError, match=r"ode needs a scheduler of kind 'ode', which family f lacks\nIt has: euler, sde"):
         check({"sde", "euler"})

@@ -11,7 +11,7 @@ from torch import Tensor
 import fvd
 from fvd.testing.toy import ToyAdapter, toy_random, toy_raw_batch, toy_roles, toy_run, train_step
 from fvd_dmd2.config import DMD2Config
-from fvd_dmd2.ladder import student_timesteps
+from fvd_dmd2.ladder import student_timesteps, unshifted_timestep
 from fvd_dmd2.method import DMD2Method
 
 LADDER = (1000, 750, 500, 250)
@@ -248,6 +248,9 @@ def test_non_finite_teacher_sample_is_dropped_and_counted():
     dropped = gradients_at(method, raw, first_position=0)
     for with_all, without, part in zip(clean["student"], dropped["student"], only_second["student"], strict=True):
         torch.testing.assert_close(without, with_all - part / 3, rtol=1e-4, atol=1e-6)
+    (student, _) = list(method.single_train_step(raw, 5, rng=toy_random(5, 3)))
+    assert student.counts["dmd/non_finite_samples"] == 1  # a count: summed over micro-batches, not averaged
+    assert "dmd/non_finite_samples" not in student.metrics
     logged = train_step(method, raw, 5)
     assert logged["dmd/non_finite_samples"] == 1
     assert all(value == value for value in logged.values())
@@ -272,6 +275,53 @@ def test_score_timesteps_have_no_atom(shift, low, high):
     distance = max((cdf - steps[:-1]).abs().max(), (steps[1:] - cdf).abs().max())
     assert distance < 1.63 / count**0.5  # 1 % level; the clamped law of older programs is off by 0.14 at shift 8
     assert (t == t[-1]).sum() < 5
+
+
+class EvenlySpaced:
+    """In the place of the step's randomness: uniforms in order, one for each sample."""
+
+    def rand(self) -> Tensor:
+        return (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.02, 0.98), (0.0, 1.0), (0.4, 0.41)])
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 5.0, 8.0])
+def test_score_timesteps_are_the_quantiles_of_the_conditioned_law(shift, low, high):
+    method = build(flow_shift=shift, min_timestep_ratio=low, max_timestep_ratio=high)
+    sigma = method.sample_score_timestep(EvenlySpaced()).double() / 1000
+    assert low - 1e-7 <= sigma.min()
+    assert sigma.max() <= high + 1e-7
+    assert (sigma.diff() > 0).all()  # no atom at either end
+
+    def cdf(s):
+        return s / (shift + (1 - shift) * s)
+
+    torch.testing.assert_close((cdf(sigma) - cdf(low)) / (cdf(high) - cdf(low)), EvenlySpaced().rand(), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 8.0, 17.0])
+def test_unshifted_timestep_is_the_inverse_of_the_shift(shift):
+    for timestep in (0.0, 20.0, 500.0, 980.0, 1000.0):
+        sigma = timestep / 1000
+        expected = 1000 * sigma / (shift - (shift - 1) * sigma)
+        assert unshifted_timestep(ToyAdapter(flow_shift=shift), timestep) == pytest.approx(expected, abs=5e-3)
+
+
+class CosineAdapter(ToyAdapter):
+    """A schedule with no formula that dmd2 could know."""
+
+    def shift_and_clamp_timestep(self, t):
+        return 500 * (1 - torch.cos(torch.pi * t / 1000))
+
+
+def test_the_range_of_score_timesteps_holds_for_any_increasing_schedule():
+    assert unshifted_timestep(CosineAdapter(), 500) == pytest.approx(500, abs=1e-6)
+    method = build(CosineAdapter(), min_timestep_ratio=0.1, max_timestep_ratio=0.6)
+    t = method.sample_score_timestep(EvenlySpaced())
+    assert float(t[0]) == pytest.approx(100, abs=0.5)
+    assert float(t[-1]) == pytest.approx(600, abs=0.5)
+    unshifted = torch.acos(1 - t / 500)
+    torch.testing.assert_close(unshifted.diff(), unshifted.diff().mean().expand(999), rtol=1e-3, atol=0)  # uniform there
 
 
 @pytest.mark.parametrize(

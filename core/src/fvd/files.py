@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from fvd.errors import FvdError
 
-ASIDE, DELETING = ".writing", ".deleting"
+ASIDE, REPLACED, DELETING = ".writing", ".replaced", ".deleting"
 """Suffixes of folders on their way in and out."""
 
 
@@ -49,7 +49,7 @@ def folder_written_aside(target: Path) -> Iterator[Path]:
     was. Raises FvdError when the system refuses.
     """
     aside = target.with_name(f".{target.name}{ASIDE}")
-    old = target.with_name(f".{target.name}{DELETING}")
+    old = target.with_name(f".{target.name}{REPLACED}")
     try:
         try:
             _remove(aside)
@@ -78,6 +78,12 @@ def remove_folder(folder: Path) -> None:
 
 def remove_folder_leftovers(parent: Path) -> None:
     """Delete what a killed `folder_written_aside` or `remove_folder` left in ``parent``."""
+    for replaced in parent.glob(f".*{REPLACED}"):
+        target = parent / replaced.name[1 : -len(REPLACED)]
+        if target.exists():
+            _remove(replaced)
+        else:  # killed between the two renames: the old folder is whole, and still the one that counts
+            replaced.rename(target)
     for suffix in (ASIDE, DELETING):
         for leftover in parent.glob(f".*{suffix}"):
             _remove(leftover)

@@ -92,10 +92,11 @@ class Trainer:
                 metrics["data/epoch"] = float(self.runtime.loader.epoch)
                 self.report(metrics)
                 bar.advance(1, **_shown(metrics))
-                if self.save_due(self.step) or self.stop.requested:
-                    self.save()
-                if self.validation_due(self.step):
-                    self.validate()
+                with bar.paused():
+                    if self.save_due(self.step) or self.stop.requested:
+                        self.save()
+                    if self.validation_due(self.step):
+                        self.validate()
 
     # --- one step ---
     def train_step(self, batches: Iterator[RawBatch]) -> dict[str, float]:

@@ -118,7 +118,9 @@ def _explain(detail: ErrorDetails, key: str, model: type[PipelineConfig], family
     place, _ = document.locate((key,), f"--family {family}")
     known = model.model_fields
     if detail["type"] == "extra_forbidden":
-        return Problem(message=f"unknown key{did_you_mean(key, known)}", key=key, file=place, cure=f"Keys: {', '.join(known)}.")
+        settable = [name for name in known if name != "components_path"]
+        cure = f"Keys: {', '.join(settable)}."
+        return Problem(message=f"unknown key{did_you_mean(key, settable)}", key=key, file=place, cure=cure)
     description = known[key].description if key in known else None
     cure = f"{key}: {description}" if description else ""
     if detail["type"] == "missing":

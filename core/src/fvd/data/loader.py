@@ -94,7 +94,7 @@ class Loader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue there: the next iterator yields what an uninterrupted one would have yielded next."""
-        if state["data"] != self.fingerprint:
+        if state.get("data") != self.fingerprint:
             raise DataError(
                 "the data in training.data_path is not the data that the checkpoint was written with",
                 cure="Restore it, or name a new training.output_dir to start another run.",

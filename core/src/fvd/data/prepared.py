@@ -47,7 +47,8 @@ class Settings:
         there, now = asdict(self), asdict(other)
         there["digest"], now["digest"] = f"{self.model} ({self.digest})", f"{other.model} ({other.digest})"
         changed = [key for key in there if key != "model" and asdict(self)[key] != asdict(other)[key]]
-        return [f"{'model' if key == 'digest' else key}: {there[key]} there, {now[key]} now" for key in changed]
+        labels = {"digest": "encoders (--model, --set)"}
+        return [f"{labels.get(key, key)}: {there[key]} there, {now[key]} now" for key in changed]
 
 
 @dataclass(frozen=True)
