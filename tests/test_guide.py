@@ -317,12 +317,43 @@ def test_samples_and_exports_are_there(workspace):
     trained, original = (workspace.folder / folder / "mini.safetensors" for folder in ("exported", "models/mini"))
     assert trained.read_bytes() != original.read_bytes()
     refusal = workspace.outcomes["bad format"]
-    assert (refusal.status, "It exports to: mini." in refusal.stderr) == (1, True)
+    assert (refusal.status, "family mini does not export to 'diffusers'" in refusal.stderr) == (1, True)
 
 
 def test_the_check_of_the_run_file_is_heard(workspace):
     shown = "".join((workspace.outcomes["ignored key"].stdout, workspace.outcomes["ignored key"].stderr))
     assert "training.validation_sampling_steps: has no effect: the student is sampled on its own ladder" in shown
+
+
+def test_the_batch_of_the_family_is_what_the_page_says(workspace):
+    """Normalised data, the empty prompt for dropped samples, and zeros of the run file's size or else the data's."""
+    import torch
+
+    import fvd
+
+    with installed_in(workspace.site):
+        from fvd_mini.adapter import MiniAdapter
+        from fvd_mini.config import MiniConfig
+
+        def adapter(**about: Any) -> fvd.Adapter:
+            return MiniAdapter(fvd.FamilyContext(config=MiniConfig(), components_path="", device=torch.device("cpu"), **about))
+
+        texts = adapter().encode_prompts(["a red square", "a green square"])
+        tensors = {"text_embedding": texts, "vae_latent": torch.full((2, 3, 6, 8, 8), 0.75)}
+        raw = fvd.RawBatch(tensors, torch.tensor([True, False]), [{}, {}])
+        batch = adapter().prepare_batch(raw, latents_source="data")
+        assert batch.latents.eq(0.5).all()
+        assert torch.equal(batch.cond, torch.stack([adapter().encode_prompts([""])[0], texts[1]]))
+        geometry = fvd.VideoGeometry(num_frames=5, height=16, width=24)
+        for about, shape in (
+            ({}, (2, 3, 6, 8, 8)),
+            ({"geometry": geometry}, (2, 3, 5, 2, 3)),
+            ({"geometry": geometry, "latent_frames": 4}, (2, 3, 4, 2, 3)),
+            ({"geometry": geometry, "latent_frames": 9}, (2, 3, 5, 2, 3)),
+        ):
+            zeros = adapter(**about).prepare_batch(raw, latents_source="zeros").latents
+            assert zeros.shape == shape
+            assert not zeros.any()
 
 
 def test_heun_is_of_second_order(workspace):

@@ -102,7 +102,7 @@ def test_a_second_process_is_refused_and_a_stop_signal_saves(tmp_path, write_run
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         time.sleep(0.05)
     capfd.readouterr()
-    assert main(["run", str(run_file)]) == 1
+    assert main(["run", str(run_file), "--set", "training.max_train_steps=1"]) == 1
     assert "another process is running in" in capfd.readouterr().err
     seen = metrics.read_text().count("\n")
     while process.poll() is None and metrics.read_text().count("\n") <= seen:

@@ -277,7 +277,8 @@ def test_trackers_get_the_run_file_and_after_a_kill_the_videos_again(tmp_path, i
     for path in sorted(last.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     last.rmdir()
-    (out / "validation/.step-00000003.writing").mkdir()
+    for name in (".step-00000003.writing", "step-00000009"):  # of a longer run, before a step that is made again
+        (out / "validation" / name).mkdir()
     videos = {step: out / f"validation/step-{step:08d}/000_ode_1_steps.mp4" for step in range(4)}
     before = {step: path.stat().st_ino for step, path in videos.items()}
     stale = videos[3].with_name("stale.mp4")

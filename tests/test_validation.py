@@ -54,8 +54,9 @@ def written(monkeypatch) -> dict[str, torch.Tensor]:
         videos[path.name] = video
         path.write_bytes(b"mp4")
 
-    monkeypatch.setattr("fvd.data.video.write_video", write)
+    # In this order: the validator must not be imported while its source is patched, or it would keep the fake.
     monkeypatch.setattr("fvd.validation.video.write_video", write)
+    monkeypatch.setattr("fvd.data.video.write_video", write)
     return videos
 
 

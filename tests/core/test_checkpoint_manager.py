@@ -27,6 +27,13 @@ class Averaging(torch.nn.Module):
         self.register_buffer("average", torch.full((3,), value))
         self.register_buffer("steps", torch.tensor(int(value)))
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
+        self.best = f"step {value:g}"
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"best": self.best}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        self.best = state["best"]
 
 
 def trained_roles(steps: int = 3, seed: int = 0) -> RoleManager:
@@ -100,6 +107,7 @@ def test_what_a_method_registers_on_itself_is_saved_and_restored(tmp_path):
     assert restored.steps.item() == 7
     assert restored.steps.dtype == torch.int64
     assert restored.scratch.tolist() == [0.0, 0.0]
+    assert restored.best == "step 7"  # torch's own hook for what is no tensor
 
 
 def test_a_method_with_other_buffers_is_refused(tmp_path):

@@ -72,8 +72,24 @@ def test_a_system_that_refuses_is_told_to_the_user(tmp_path, target):
         pass
 
 
+def test_a_name_that_cannot_be_taken_leaves_the_target_as_it_was(tmp_path, target, monkeypatch):
+    """The last moment at which the system can refuse: the old folder has gone aside, the new one has not come."""
+    rename = Path.rename
+
+    def refuse(self, new):
+        if self.name == ".target.writing":
+            raise OSError(28, "No space left on device")
+        return rename(self, new)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(FvdError, match="cannot write"), folder_written_aside(target) as aside:
+        (aside / "new.txt").write_text("new")
+    assert content(tmp_path) == {"target/deep/old.txt": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
 def test_what_an_earlier_kill_left_does_not_get_into_the_new_folder(tmp_path, target):
-    for name in (".target.writing", ".target.deleting"):
+    for name in (".target.writing", ".target.replaced"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "left.txt").write_text("left")
     with folder_written_aside(target) as aside:

@@ -39,6 +39,7 @@ _EXPORTS = {
     "RoleConfig": "fvd.config.models",
     "RunConfig": "fvd.config.models",
     "TrainingConfig": "fvd.config.models",
+    "folder_written_aside": "fvd.files",
     # needs torch
     "Adapter": "fvd.adapters",
     "Batch": "fvd.adapters",
@@ -59,6 +60,8 @@ _EXPORTS = {
     "RoleManager": "fvd.roles",
     "StepRandom": "fvd.rng",
     "GuidedModel": "fvd.samplers.guidance",
+    "sample_latents": "fvd.samplers.sampling",
+    "write_video": "fvd.data.video",
     "Tracker": "fvd.trackers.base",
     "TrackerContext": "fvd.trackers.base",
     "Artifact": "fvd.validation.base",
@@ -100,6 +103,7 @@ if TYPE_CHECKING:
     from fvd.data.spec import FieldSpec as FieldSpec
     from fvd.data.spec import RawBatch as RawBatch
     from fvd.data.spec import VideoGeometry as VideoGeometry
+    from fvd.data.video import write_video as write_video
     from fvd.errors import DataError as DataError
     from fvd.errors import FvdError as FvdError
     from fvd.errors import ModelError as ModelError
@@ -113,6 +117,7 @@ if TYPE_CHECKING:
     from fvd.families import Encoders as Encoders
     from fvd.families import Family as Family
     from fvd.families import FamilyContext as FamilyContext
+    from fvd.files import folder_written_aside as folder_written_aside
     from fvd.hookspecs import hookimpl as hookimpl
     from fvd.methods import Loss as Loss
     from fvd.methods import Method as Method
@@ -121,6 +126,7 @@ if TYPE_CHECKING:
     from fvd.roles import RoleHandle as RoleHandle
     from fvd.roles import RoleManager as RoleManager
     from fvd.samplers.guidance import GuidedModel as GuidedModel
+    from fvd.samplers.sampling import sample_latents as sample_latents
     from fvd.specs import CommandSpec as CommandSpec
     from fvd.specs import DatasetKindSpec as DatasetKindSpec
     from fvd.specs import FamilySpec as FamilySpec

@@ -27,7 +27,7 @@ class FamilyContext:
     components_path: the folder or hub id that the shared parts come from (VAE, text encoder, tokenizer, scheduler):
         ``pipeline_config.components_path``, or else the path of the first role in the run file.
     geometry: the size of the videos of this run, where the run file gives one.
-    latent_frames: ``training.num_latent_t`` where given: it crops data and overrides ``geometry.num_frames``.
+    latent_frames: ``training.num_latent_t`` where given: longer data, and longer latents of ``geometry``, are cropped to it.
     conditioning_dropout_rate: above 0, `Adapter.on_train_start` must prepare what replaces a dropped condition.
     autocast_dtype: the compute dtype of the networks; None = float32 throughout. Frozen roles may be stored in it.
     """

@@ -56,10 +56,16 @@ def folder_written_aside(target: Path) -> Iterator[Path]:
             aside.mkdir(parents=True)
             yield aside
             _sync(aside)
-            if target.exists():
+            replaces = target.exists()
+            if replaces:
                 _remove(old)
                 target.rename(old)
-            aside.rename(target)
+            try:
+                aside.rename(target)
+            except OSError:
+                if replaces:
+                    old.rename(target)
+                raise
         finally:
             _remove(aside)
             _remove(old)

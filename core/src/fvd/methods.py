@@ -101,6 +101,9 @@ class Method(nn.Module, ABC):
     def on_train_start(self) -> None:
         """Once, before the first step: `adapter.ensure_negative_conditioning()` where the method needs it."""
 
+    def on_step_end(self, iteration: int) -> None:
+        """Once a step, after the optimizers have moved and before anything is saved: averages of weights, counters."""
+
     # --- what the base class does with it ---
     def validation_request(self, step: int) -> ValidationRequest | None:
         """What to sample after ``step`` (0 = before training). None: nothing."""

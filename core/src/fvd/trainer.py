@@ -112,6 +112,7 @@ class Trainer:
             collected.mean(f"grad_norm/{role}", self.clip(role))
         metrics = collected.to_host()
         self.update(due, metrics)
+        self.runtime.method.on_step_end(self.step)
         return metrics
 
     def accumulate(self, batch: RawBatch, first_position: int, metrics: StepMetrics) -> None:
@@ -217,6 +218,7 @@ class Trainer:
         if runtime.validator is None or request is None:
             return
         artifacts = runtime.validator.log_validation(self.step, request)
+        runtime.adapter.release()
         for artifact in artifacts:
             self.trackers.log_video(artifact.name, artifact.path, self.step, artifact.caption)
         logger.info("validation: %d videos in %s", len(artifacts), runtime.validator.step_dir(self.step))

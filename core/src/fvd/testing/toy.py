@@ -200,4 +200,5 @@ def train_step(method: Method, raw_batch: RawBatch, iteration: int) -> dict[str,
     for handle in method.roles.trainable:
         for optimizer in handle.optimizers.values():
             optimizer.zero_grad()
+    method.on_step_end(iteration)
     return logged

@@ -52,7 +52,6 @@ class VideoValidator(Validator):
                         bar.advance()
             listing = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / "prompts.jsonl").write_text(listing, encoding="utf-8")
-        self.context.adapter.release()
         return [Artifact(f"validation/{row['name']}", self.step_dir(step) / row["file"], row["prompt"]) for row in rows]
 
     def _sample(self, request: ValidationRequest, steps: int, index: int, folder: Path) -> dict[str, str]:
