@@ -207,7 +207,6 @@ def test_a_teacher_of_another_size(tmp_path, write_run_file, tiny_wan):
         "teacher": False,
         "critic": True,
     }
-    assert main(["sample", str(tmp_path / "out"), "--prompt", "x", "--out", str(tmp_path / "s.mp4")]) == 1  # no run.yaml
     assert all(torch.isfinite(tensor).all() for tensor in weights(runtime.roles["student"]).values())
 
 

@@ -284,6 +284,34 @@ def test_the_order_of_a_run(make):
     assert made.tracker.finished == 1
 
 
+def test_a_method_hears_of_each_step_once_between_the_optimizers_and_the_save(make):
+    """Where a method keeps averages of weights: they must be in the checkpoint of their own step."""
+
+    class Averaging(Balanced):
+        def on_step_end(self, iteration):
+            made.hooks.told.append(("method", iteration))
+            made.seen_weights.append(weights(made).clone())
+
+    training = {"gradient_accumulation_steps": 2, "training_state_checkpointing_steps": 1}
+    made = make(method=Averaging, max_train_steps=2, **training)
+    made.seen_weights = [weights(made).clone()]
+    fit(made)
+    steps = [(event, step) for step in (1, 2) for event in ("method", "step_end", "checkpoint_saved")]
+    assert made.hooks.told == [("run_start", -1), *steps, ("run_end", 2)]
+    before, first, second = made.seen_weights
+    assert not torch.equal(before, first)
+    assert torch.equal(second, weights(made))
+
+
+def test_what_a_validation_loaded_is_released(make):
+    """By the trainer, whoever wrote the validator: VAE and text encoder do not stay beside training."""
+    made = make(validates=True, max_train_steps=2, validation_steps=2)
+    released = []
+    made.runtime.adapter.release = lambda: released.append(list(made.validator.steps))
+    fit(made)
+    assert released == [[], [0], [0, 2]]
+
+
 def stop_before_batch(position: int, number: int = signal.SIGTERM) -> Callable[[int], None]:
     return lambda at: os.kill(os.getpid(), number) if at == position else None
 
