@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,3 +175,15 @@ def assert_equal_runs_but_for_the_past(whole: Path, branch: Path, step: int) -> 
     rows = read_metrics(branch)
     assert rows == read_metrics(whole)[-len(rows) :]
     assert [row["step"] for row in rows] == [2, 3]
+
+
+def test_the_last_videos_are_made_up_for(tmp_path, write_run_file):
+    """A run that was killed between its last checkpoint and its last validation still makes those videos."""
+    training = {"max_train_steps": 2, "log_validation": True}
+    run_file = write_run_file("finetune", output_dir=tmp_path / "out", training=training)
+    assert main(["run", str(run_file)]) == 0
+    before = read_metrics(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/validation/step-00000002")
+    assert main(["run", str(run_file)]) == 0
+    assert list((tmp_path / "out/validation/step-00000002").glob("*.mp4"))
+    assert read_metrics(tmp_path / "out") == before

@@ -174,10 +174,12 @@ def test_the_tool_for_plugin_authors_finds_the_same():
         train_step(slippery(due=["teacher"]), toy_raw_batch(2), 1)
 
 
-@pytest.mark.parametrize("due", ["student", ["teacher"], ["student", "studnet"], ("critic",)], ids=str)
+@pytest.mark.parametrize("due", ["student", ["teacher"], ["student", "studnet"], ("critic",), ["student", "student"]], ids=str)
 def test_roles_to_update_must_be_trained_roles(due):
     method = slippery(due=due)
-    with pytest.raises(PluginError, match=rf"{NAMED}.*roles_to_update\(4\) must be a list out of \['student'\], got"):
+    with pytest.raises(
+        PluginError, match=rf"{NAMED}.*roles_to_update\(4\) must be a list out of \['student'\], each once, got"
+    ):
         checked_roles_to_update(method, 4)
 
 

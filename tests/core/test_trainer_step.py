@@ -196,3 +196,17 @@ def test_first_signal_asks_second_insists():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+class Idle(Regress):
+    """Yields a loss that reaches no parameter of the role that is due."""
+
+    def single_train_step(self, batch, iteration, *, rng):
+        yield fvd.Loss("loss", torch.zeros((), requires_grad=True) * 1.0, role="student")
+
+
+def test_a_role_that_is_due_and_gets_no_gradient_is_refused(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    monkeypatch.setattr(trainer.runtime.method, "single_train_step", Idle.single_train_step.__get__(trainer.runtime.method))
+    with pytest.raises(PluginError, match="updates student at step 1, but no loss reached it"):
+        trainer.train_step(batches())

@@ -57,8 +57,13 @@ def launch(loaded: LoadedRun, *, resume: str) -> RunOutcome:
                 plan.config.training.max_train_steps,
             )
             return RunOutcome("finished", plan.start_step)
+        steps_seen = plan.checkpoints.steps()
         runtime = build_runtime(plan)
         with runtime.run_dir.locked():
+            if plan.checkpoints.steps() != steps_seen:  # loading takes minutes; another process may have come and gone
+                raise CheckpointError(
+                    f"another process has written checkpoints to {plan.run_dir.path} meanwhile", cure="Run the command again."
+                )
             trainer, outcome = _train(runtime, loaded, stop)
     _farewell(runtime, trainer, outcome, time.monotonic() - started)
     return outcome

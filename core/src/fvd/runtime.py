@@ -77,7 +77,12 @@ class RunPlan:
 
     @property
     def nothing_to_do(self) -> bool:
-        return self.resume_from is not None and self.start_step >= self.config.training.max_train_steps
+        """Whether the run has come to its end, its last videos included."""
+        training = self.config.training
+        if self.resume_from is None or self.start_step < training.max_train_steps:
+            return False
+        wants_videos = training.log_validation and self.start_step == training.max_train_steps
+        return not wants_videos or (self.run_dir.validation / f"step-{self.start_step:08d}").exists()
 
 
 def plan_run(loaded: LoadedRun, *, resume: str) -> RunPlan:

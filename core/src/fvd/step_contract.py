@@ -48,8 +48,8 @@ def checked_roles_to_update(method: Method, iteration: int) -> Sequence[str]:
     """The roles due, each a trained role of the run."""
     due = method.roles_to_update(iteration)
     trained = [handle.name for handle in method.roles.trainable]
-    if isinstance(due, str) or not set(due) <= set(trained):
-        raise _broken(method, f"roles_to_update({iteration}) must be a list out of {trained}, got {due!r}")
+    if isinstance(due, str) or not set(due) <= set(trained) or len(set(due)) < len(due):
+        raise _broken(method, f"roles_to_update({iteration}) must be a list out of {trained}, each once, got {due!r}")
     return due
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fvd.console import progress
 from fvd.data.spec import RawBatch
-from fvd.errors import FvdError
+from fvd.errors import FvdError, PluginError
 from fvd.events import CheckpointEvent, RunOutcome, StepEvent, ValidationEvent
 from fvd.metrics import StepMetrics
 from fvd.rng import StepRandom
@@ -136,9 +136,14 @@ class Trainer:
     def clip(self, role: str) -> Tensor:
         """The gradient norm of a role before clipping; a tensor, no sync."""
         parameters = [p for p in self.runtime.roles[role].trainable_parameters() if p.grad is not None]
+        if not parameters:
+            raise PluginError(
+                f"the method {self.runtime.config.recipe.method} updates {role} at step {self.step}, but no loss reached it",
+                cure="Report it to the authors of the method.",
+            )
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         max_norm = self.runtime.config.training.max_grad_norm
-        if max_norm > 0 and parameters:
+        if max_norm > 0:
             clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
 
