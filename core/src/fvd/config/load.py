@@ -85,7 +85,7 @@ class _Reader:
 
     def read(self, overrides: Sequence[str]) -> LoadedRun:
         self.document = read_yaml(self.text, self.file)
-        if any(problem.message.startswith(("not valid YAML", "must be a mapping")) for problem in self.document.problems):
+        if not self.document.readable:
             return self.result(None)
         if _is_nested_layout(self.document.data):
             self.report((), "this is the nested layout (models, method, callbacks), and fvd reads schema v2", cure=_SCHEMA_V2)

@@ -15,11 +15,15 @@ KeyPath = tuple[str, ...]
 
 @dataclass
 class Document:
-    """Plain data and where each key came from: ``places[("training", "seed")] == ("run.yaml", 12)``."""
+    """Plain data and where each key came from: ``places[("training", "seed")] == ("run.yaml", 12)``.
+
+    readable: whether the text was a YAML mapping at all; if not, ``problems`` says why and ``data`` is empty.
+    """
 
     data: dict[str, Any]
     places: dict[KeyPath, tuple[str, int | None]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    readable: bool = True
 
     def locate(self, key: KeyPath, default_file: str) -> tuple[str, int | None]:
         """File and line of ``key``, or of its nearest parent that is in a file."""
@@ -31,26 +35,28 @@ class Document:
 
 def read_yaml(text: str, file: str) -> Document:
     """Parse one YAML document (safe tags only). Syntax errors and duplicate keys become problems."""
-    loader = yaml.SafeLoader(text)
     document = Document({})
+    loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is not None:
             document.data = _construct(loader, node, (), document, file)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        document.problems.append(
-            Problem(
-                message=f"not valid YAML: {error.problem or error.context}", file=file, line=mark.line + 1 if mark else None
-            )
-        )
     except yaml.YAMLError as error:
-        document.problems.append(Problem(message=f"not valid YAML: {error}", file=file))
+        return Document({}, problems=[_syntax_problem(error, file)], readable=False)
     finally:
         loader.dispose()
-    if not document.problems and not isinstance(document.data, dict):
-        document.problems.append(Problem(message="must be a mapping of `key: value` lines", file=file, line=1))
+    if not isinstance(document.data, dict):
+        problem = Problem(message="must be a mapping of `key: value` lines", file=file, line=1)
+        return Document({}, problems=[problem], readable=False)
     return document
+
+
+def _syntax_problem(error: yaml.YAMLError, file: str) -> Problem:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return Problem(message=f"not valid YAML: {error}", file=file)
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else None
+    return Problem(message=f"not valid YAML: {error.problem or error.context}", file=file, line=line)
 
 
 def read_yaml_file(path: Path) -> Document:
