@@ -252,3 +252,14 @@ def test_sample_and_export_of_what_is_no_run(tmp_path, capfd):
     assert "run.yaml" in fails(capfd, "sample", str(tmp_path / "x"), "--prompt", "a", "--out", video)
     assert "run.yaml" in fails(capfd, "export", str(tmp_path / "x"), "--out", str(tmp_path / "e"))
     assert ".mp4" in fails(capfd, "sample", str(tmp_path / "x"), "--prompt", "a", "--out", "s.gif")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--fps", "0"), ("--fps", "nan"), ("--guidance-scale", "nan"), ("--seed", "-1"), ("--seed", str(2**63)), ("--steps", "0")],
+    ids=" ".join,
+)
+def test_sample_refuses_numbers_that_make_no_video(tmp_path, capfd, option):
+    arguments = ["sample", str(tmp_path), "--prompt", "a", "--out", str(tmp_path / "s.mp4"), *option]
+    assert main(arguments) == 2
+    assert option[0] in capfd.readouterr().err

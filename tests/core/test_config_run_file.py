@@ -118,6 +118,7 @@ def test_a_wrong_type_is_one_problem(tmp_path, value):
         ("learning_rate: .inf", "finite"),
         ("seed: -1", "greater than or equal to 0"),
         ("seed: 1.5", "whole number"),
+        ("seed: 99999999999999999999", "less than"),
         ("wandb_run_name: 5", "must be text, got 5"),
         ("log_validation: maybe", "true or false"),
         ("mixed_precision: fp8", "'bf16'"),
@@ -155,6 +156,16 @@ def test_an_output_directory_that_is_a_file(tmp_path):
     (tmp_path / "taken").write_text("x", encoding="utf-8")
     loaded = load(tmp_path, FINETUNE, [f"training.output_dir={tmp_path / 'taken'}"])
     assert only(loaded.errors, "training.output_dir").message == "is a file"
+
+
+def test_a_size_in_part_is_refused(tmp_path):
+    loaded = load(tmp_path, FINETUNE, ["training.num_frames=17"])
+    assert "without training.num_height, training.num_width" in only(loaded.errors, "training.num_frames").message
+    whole = ["training.num_frames=17", "training.num_height=64", "training.num_width=64"]
+    assert load(tmp_path, FINETUNE, whole).errors == []
+    by_latents = load(tmp_path, FINETUNE, ["training.num_height=64", "training.num_latent_t=5"])
+    assert by_latents.errors == []
+    assert "training.num_height" in {problem.key for problem in by_latents.problems if problem.severity == "warning"}
 
 
 def test_raw_clips_as_data_are_a_warning(tmp_path):

@@ -36,6 +36,7 @@ def test_a_row_may_have_its_own_seed_also_zero(tmp_path):
         ("p.json", "{", "not valid json"),
         ("p.jsonl", '{"prompt": "a"}\n{"promt": "b"}\n', "row 2"),
         ("p.csv", "caption,seed\na,x\n", "seed 'x'"),
+        ("p.csv", "caption,seed\na,-1\n", "seed -1 must be at least 0"),
         ("p.yaml", "a", "read from"),
     ],
 )

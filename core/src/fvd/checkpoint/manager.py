@@ -202,7 +202,7 @@ def _load_tensors(tensors: dict[str, Any], path: Path) -> None:
     except (CheckpointException, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be loaded: {_reason(error)}",
-            cure="It is damaged, or was made with other models. An older one: --step N (sample, export) or --resume PATH.",
+            cure="It is damaged, or made with other models. Without it, an older one counts; sample and export take --step.",
         ) from error
 
 

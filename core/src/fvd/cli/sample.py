@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +20,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-prompt", help="default: the family's")
     parser.add_argument("--role", help="whose weights; default: the role that the method trains for use")
     parser.add_argument("--step", type=int, help="checkpoint to use; default: the latest")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--sampler", metavar="KIND", help="ode, sde, …; default: what the method is made for")
     parser.add_argument("--steps", type=_positive, help="denoising steps; default: what the method is made for")
-    parser.add_argument("--guidance-scale", type=float, help="1 = none; default: what the method is made for")
+    parser.add_argument("--guidance-scale", type=_scale, help="1 = none; default: what the method is made for")
     parser.add_argument("--num-frames", type=_positive)
     parser.add_argument("--height", type=_positive)
     parser.add_argument("--width", type=_positive)
@@ -37,9 +38,23 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 2^63, got {text}")
+    return value
+
+
+def _scale(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number, at least 0, got {text}")
+    return value
+
+
 def _positive_number(text: str) -> float:
     value = float(text)
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value
 

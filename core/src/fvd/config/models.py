@@ -114,7 +114,7 @@ class TrainingConfig(StrictModel):
     """Optimizer steps (of the fastest role)."""
     data_path: str | tuple[str, ...] | dict[str, NonNegativeInt]
     """Prepared data: a folder, several (``"a:2,b"`` repeats a twice), a list, or ``{folder: repeats}``."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
 
     # data
     train_batch_size: PositiveInt = 1

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fvd.config.check import CheckContext
-from fvd.errors import PluginError, Problem, did_you_mean
+from fvd.errors import PluginError, Problem, Severity, did_you_mean
 from fvd.plugins import Plugins
 from fvd.plugins.fit import missing_primitives
 from fvd.specs import SAMPLING_PRIMITIVES, MethodSpec, SamplerSpec
@@ -22,6 +22,7 @@ def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
         *_trackers(ctx, plugins),
         *_validator(ctx, plugins),
         *_output(ctx),
+        *_size(ctx),
         *_data(ctx),
         *_validation(ctx),
     ]
@@ -111,6 +112,20 @@ def _output(ctx: CheckContext) -> list[Problem]:
     if Path(ctx.run.training.output_dir).expanduser().is_file():
         return [ctx.problem("training.output_dir", "is a file", cure="Name a folder.")]
     return []
+
+
+def _size(ctx: CheckContext) -> list[Problem]:
+    """A size that is said in part would be left aside in silence."""
+    training = ctx.run.training
+    sizes = {"num_frames": training.num_frames, "num_height": training.num_height, "num_width": training.num_width}
+    given = [name for name, size in sizes.items() if size is not None]
+    if len(given) in (0, len(sizes)):
+        return []
+    missing = ", ".join(f"training.{name}" for name in sizes if name not in given)
+    # Files of other programs may say the length by num_latent_t alone; there the data decide, as they do there.
+    severity: Severity = "warning" if training.num_latent_t else "error"
+    message = f"has no effect without {missing}"
+    return [ctx.problem(f"training.{name}", message, cure="Give all three or none.", severity=severity) for name in given]
 
 
 def _data(ctx: CheckContext) -> list[Problem]:

@@ -102,7 +102,10 @@ def open_parquet(sources: Sequence[tuple[Path, int]], spec: DataSpec, *, needs_l
             findings.problems.extend(disagreements(field, findings.fields[field.name]))
         elif field.required and (needs_latents or field.source != "latents"):
             findings.problems.extend(findings.fields[field.name].missing)
-    raise_problems(findings.problems, f"the data cannot be trained on ({len(findings.problems)} problems)")
+    raise_problems(
+        findings.problems,
+        f"the data cannot be trained on ({len(findings.problems)} problem{'s' * (len(findings.problems) > 1)})",
+    )
 
     chunks = [
         RowGroup(path, found, index)

@@ -73,6 +73,9 @@ def _seed(row: dict[str, Any], path: Path, index: int, default: int) -> int:
     if given in (None, ""):
         return default
     try:
-        return int(given)
+        seed = int(given)
     except (TypeError, ValueError):
         raise DataError(f"{path}: row {index + 1}: seed {given!r} is not an integer") from None
+    if not 0 <= seed < 2**63:
+        raise DataError(f"{path}: row {index + 1}: seed {seed} must be at least 0 and below 2^63")
+    return seed
