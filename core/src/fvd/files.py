@@ -15,6 +15,11 @@ ASIDE, REPLACED, DELETING = ".writing", ".replaced", ".deleting"
 """Suffixes of folders on their way in and out."""
 
 
+def step_folder(step: int) -> str:
+    """``step-00000100``: the name of what belongs to a step, sorted as the steps are."""
+    return f"step-{step:08d}"
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write, which takes the name ``path`` when the block ends without an error.

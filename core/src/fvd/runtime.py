@@ -20,6 +20,7 @@ from fvd.data.loader import Loader, build_loader
 from fvd.data.spec import DataSpec, VideoGeometry
 from fvd.errors import DataError
 from fvd.families import Family, FamilyContext
+from fvd.files import step_folder
 from fvd.methods import Method
 from fvd.plugins import Plugins
 from fvd.plugins.lock import plugin_lock
@@ -82,7 +83,7 @@ class RunPlan:
         if self.resume_from is None or self.start_step < training.max_train_steps:
             return False
         wants_videos = training.log_validation and self.start_step == training.max_train_steps
-        return not wants_videos or (self.run_dir.validation / f"step-{self.start_step:08d}").exists()
+        return not wants_videos or (self.run_dir.validation / step_folder(self.start_step)).exists()
 
 
 def plan_run(loaded: LoadedRun, *, resume: str) -> RunPlan:

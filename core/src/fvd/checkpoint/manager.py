@@ -25,7 +25,7 @@ from fvd.checkpoint.state import (
     stepped_optimizers,
 )
 from fvd.errors import CheckpointError, FvdError
-from fvd.files import folder_written_aside, remove_folder, remove_folder_leftovers
+from fvd.files import folder_written_aside, remove_folder, remove_folder_leftovers, step_folder
 from fvd.roles import RoleHandle, RoleManager
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class CheckpointManager:
         return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / step_folder(step)
 
     def latest(self) -> Checkpoint | None:
         steps = self.steps()

@@ -153,9 +153,10 @@ def _device(name: str | None) -> torch.device:
     import torch
 
     from fvd.errors import FvdError
+    from fvd.runtime import choose_device
 
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return choose_device()
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import fvd
+from fvd.console import aligned
 from fvd.errors import PluginError, did_you_mean
 from fvd.plugins.fit import describe_fit
+from fvd.plugins.registry import KINDS
 from fvd.specs import FamilySpec, MethodSpec, Spec
 
 if TYPE_CHECKING:
@@ -18,15 +20,13 @@ if TYPE_CHECKING:
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
-_KINDS = ("family", "method", "sampler", "validator", "dataset_kind", "tracker", "command")
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     listing = commands.add_parser("list", help="every installed plugin, its state and what it provides")
     listing.add_argument("--json", action="store_true", help="for tools")
-    listing.add_argument("--kind", choices=_KINDS, help="only plugins that provide this kind, and only that of them")
+    listing.add_argument("--kind", choices=KINDS, help="only plugins that provide this kind, and only that of them")
     listing.set_defaults(execute=_list)
 
     show = commands.add_parser("show", help="one plugin in full")
@@ -97,7 +97,7 @@ def _remarks(plugins: Plugins) -> Iterable[str]:
     """What concerns several plugins, or is no failure."""
     from fvd.cli.main import COMMANDS
 
-    for kind in _KINDS:
+    for kind in KINDS:
         for name, records in plugins.ambiguous(kind).items():
             owners = sorted(record.distribution for record in records)
             choices = " or ".join(f"'{owner}:{name}'" for owner in owners)
@@ -142,7 +142,7 @@ def _no_such_plugin(plugins: Plugins, name: str) -> PluginError:
 
 
 def _describe_plugin(plugins: Plugins, record: PluginRecord) -> dict[str, object]:
-    specs = [spec for kind in _KINDS for spec in plugins.specs(kind) if plugins.owner(spec) is record]
+    specs = [spec for kind in KINDS for spec in plugins.specs(kind) if plugins.owner(spec) is record]
     extra = {"module": record.module, "cure": record.cure or None, "heavy": list(record.heavy)}
     return _as_dict(record) | extra | {"components": [_describe_component(plugins, spec) for spec in specs]}
 
@@ -177,7 +177,7 @@ def _print_plugin(plugins: Plugins, record: PluginRecord) -> None:
         print(f"  cure: {record.cure}")
     for remark in _heavy_remark(record):
         print(f"  ! {remark}")
-    for kind in _KINDS:
+    for kind in KINDS:
         for spec in plugins.specs(kind):
             if plugins.owner(spec) is record:
                 print(f"  {kind} {spec.name}: {spec.summary or '(no summary)'}")
@@ -251,9 +251,7 @@ def _labelled(plugins: Plugins, spec_class: type[AnySpec]) -> list[tuple[str, An
 
 # --- printing --------------------------------------------------------------------------------------------------------
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell, the last one free."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [f"  {line}" for line in aligned(rows[0], rows[1:])]
 
 
 def _print_json(document: dict[str, object]) -> None:

@@ -80,6 +80,7 @@ def execute(args: argparse.Namespace) -> int:
     on_ladder = args.steps is None and kind == plan.sampler_kind
     plan = replace(plan, sampler_kind=kind, sampling_timesteps=plan.sampling_timesteps if on_ladder else None)
     check_plan(plan, run.plugins, run.family_spec)
+    steps = args.steps or plan.sampling_steps[0]
     guidance_scale = plan.guidance_scale if args.guidance_scale is None else args.guidance_scale
     handle = run.load_role(args.role or plan.role)
     adapter = run.family.build_adapter(RoleManager([handle]))
@@ -92,12 +93,11 @@ def execute(args: argparse.Namespace) -> int:
         GuidedModel(adapter, handle, cond, uncond, guidance_scale),
         sampler=load_sampler(run.plugins, kind),
         shape=shape,
-        steps=args.steps or plan.sampling_steps[0],
+        steps=steps,
         timesteps=plan.sampling_timesteps,
         seeds=[args.seed],
     )
     write_video(args.out, adapter.decode(latents)[0], args.fps or run.config.training.validation_fps)
-    steps = len(plan.sampling_timesteps) if plan.sampling_timesteps else args.steps or plan.sampling_steps[0]
     print(f"{args.out}: {handle.name} of step {run.checkpoint.step}, {kind}, {steps} steps, guidance {guidance_scale:g}")
     return 0
 

@@ -78,7 +78,6 @@ class _Reader:
         self.path = path
         self.text = text
         self.disable = disable
-        self.plugins = load_plugins(only=())  # core alone, until the file has said what it allows
         self.file = str(path)
         self.document = Document({})
         self.problems: list[Problem] = []
@@ -86,10 +85,10 @@ class _Reader:
     def read(self, overrides: Sequence[str]) -> LoadedRun:
         self.document = read_yaml(self.text, self.file)
         if not self.document.readable:
-            return self.result(None)
+            return self.without_plugins()
         if _is_nested_layout(self.document.data):
             self.report((), "this is the nested layout (models, method, callbacks), and fvd reads schema v2", cure=_SCHEMA_V2)
-            return self.result(None)
+            return self.without_plugins()
         apply_overrides(self.document, overrides)
         self.inline_pipeline_config()
         self.problems += self.document.problems
@@ -132,6 +131,11 @@ class _Reader:
             self.problems += self.plugins.check_config(context)
         failed = any(problem.severity == "error" for problem in self.problems)
         return self.result(None if failed else _with_roles_completed(config, method))
+
+    def without_plugins(self) -> LoadedRun:
+        """The result for a file that cannot say which plugins it allows: core alone is loaded."""
+        self.plugins = load_plugins(only=())
+        return self.result(None)
 
     def result(self, config: RunConfig | None) -> LoadedRun:
         problems = self.problems or self.document.problems
@@ -179,6 +183,7 @@ class _Reader:
         except PluginError as error:
             if only is None:
                 raise
+            self.plugins = load_plugins(only=())
             self.report(("plugins", "only"), error.message, cure=error.cure)
         for requirement in choice.require if choice else ():
             self.check_requirement(requirement)

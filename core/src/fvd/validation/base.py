@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fvd.adapters import Adapter
+from fvd.files import step_folder
 from fvd.samplers.sampling import LoadedSampler
 from fvd.validation.prompts import Prompt
 from fvd.validation.request import ValidationRequest
@@ -51,4 +52,4 @@ class Validator(ABC):
         draw from its generators, no change of a module's mode."""
 
     def step_dir(self, step: int) -> Path:
-        return self.context.output_dir / f"step-{step:08d}"
+        return self.context.output_dir / step_folder(step)

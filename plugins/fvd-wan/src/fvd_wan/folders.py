@@ -33,7 +33,6 @@ class TransformerFolder:
     in_channels: int
     out_channels: int
     text_dim: int
-    patch_size: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -159,9 +158,8 @@ def _read_transformer(folder: Path) -> TransformerFolder:
     out_channels = _integer(folder, config, "out_channels", in_channels)
     if config.get("image_dim") is not None or in_channels > out_channels:
         _refuse_image_to_video(folder)
-    patch = config.get("patch_size", [1, 2, 2])
     text_dim = _integer(folder, config, "text_dim", 4096)
-    return TransformerFolder(folder, in_channels, out_channels, text_dim, (patch[0], patch[1], patch[2]))
+    return TransformerFolder(folder, in_channels, out_channels, text_dim)
 
 
 def _read_vae(folder: Path) -> VaeFolder:
