@@ -16,11 +16,15 @@ _EXPORTS = {
     "hookimpl": "fvd.hookspecs",
     "CommandSpec": "fvd.specs",
     "DatasetKindSpec": "fvd.specs",
+    "Example": "fvd.specs",
     "FamilySpec": "fvd.specs",
     "MethodSpec": "fvd.specs",
     "MovedKey": "fvd.specs",
     "RoleNeeds": "fvd.specs",
+    "SAMPLING_PRIMITIVES": "fvd.specs",
+    "SCHEDULE_PRIMITIVES": "fvd.specs",
     "SamplerSpec": "fvd.specs",
+    "TEXT_TO_VIDEO": "fvd.specs",
     "TrackerSpec": "fvd.specs",
     "ValidatorSpec": "fvd.specs",
     "DataError": "fvd.errors",
@@ -127,8 +131,12 @@ if TYPE_CHECKING:
     from fvd.roles import RoleManager as RoleManager
     from fvd.samplers.guidance import GuidedModel as GuidedModel
     from fvd.samplers.sampling import sample_latents as sample_latents
+    from fvd.specs import SAMPLING_PRIMITIVES as SAMPLING_PRIMITIVES
+    from fvd.specs import SCHEDULE_PRIMITIVES as SCHEDULE_PRIMITIVES
+    from fvd.specs import TEXT_TO_VIDEO as TEXT_TO_VIDEO
     from fvd.specs import CommandSpec as CommandSpec
     from fvd.specs import DatasetKindSpec as DatasetKindSpec
+    from fvd.specs import Example as Example
     from fvd.specs import FamilySpec as FamilySpec
     from fvd.specs import MethodSpec as MethodSpec
     from fvd.specs import MovedKey as MovedKey

@@ -32,6 +32,22 @@ PRIMITIVES: dict[str, str] = {
 }
 """The vocabulary: every primitive that an adapter may provide and a method may need, with its capability."""
 
+SCHEDULE_PRIMITIVES = frozenset(
+    {
+        "num_train_timesteps",
+        "add_noise",
+        "shift_and_clamp_timestep",
+        "training_target",
+        "predict",
+        "predict_x0",
+        "predict_noise",
+    }
+)
+"""What `fvd.FlowMatchingAdapter` and `fvd.DiffusionAdapter` have once ``predict`` is written."""
+
+TEXT_TO_VIDEO = frozenset(PRIMITIVES)
+"""What `fvd.TextToVideoAdapter` and `fvd.TextToVideoDiffusionAdapter` have once ``predict`` is written: everything."""
+
 SAMPLING_PRIMITIVES = frozenset(
     {"encode_prompts", "negative_conditioning", "scheduler", "predict", "predict_x0", "add_noise", "decode", "latent_shape"}
 )
@@ -70,6 +86,9 @@ class Spec:
     """Import string of the implementation."""
     summary: str = ""
     """One line for `fvd plugins list` and `--help`."""
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+    """Checks of the conformance kit that this component is known to fail: check id -> reason. Strict: a check that is
+    listed here and passes is a failure too."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -78,13 +97,32 @@ class Spec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Example:
+    """What a family or a method contributes to the run files that `fvd plugins example` writes.
+
+    A family says where its weights come from; a method says which keys it cannot do without. Any family's example and any
+    method's make one run file together. Keys that are not given keep their defaults.
+    """
+
+    path: str = ""
+    """Of a family: what stands under ``roles.<role>.path``, a hub id or a word that the family understands."""
+    frozen_path: str = ""
+    """Of a family: the same for frozen roles, where another model serves better. Default: ``path``."""
+    training: Mapping[str, object] = field(default_factory=dict)
+    """Values under ``training:``. A method's count more than a family's."""
+    pipeline_config: Mapping[str, object] = field(default_factory=dict)
+    method_config: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FamilySpec(Spec):
     """A kind of model: how its folders are loaded and assembled. ``target`` is a `fvd.Family`."""
 
     kind: ClassVar[str] = "family"
 
-    config: str
-    """Import string of the `fvd.PipelineConfig` that parses ``pipeline_config:``; a module without torch."""
+    config: str = "fvd.config.models:PipelineConfig"
+    """Import string of the `fvd.PipelineConfig` that parses ``pipeline_config:``; a module without torch. The default
+    knows what every family does: ``flow_shift``, ``sampler_kind``, ``components_path``, ``negative_prompt``."""
     provides: Collection[str]
     """The primitives that this family's adapter implements; the conformance kit proves the claim."""
     samplers: Collection[str] = frozenset()
@@ -98,10 +136,19 @@ class FamilySpec(Spec):
     """Name of the validator that samples this family during training."""
     export_formats: tuple[str, ...] = ("diffusers",)
     """What ``export`` writes; `fvd export` takes the first unless told otherwise."""
+    dataset_kind: str = "parquet"
+    """The kind of prepared data that `Family.data_spec` describes."""
+    tiny: str = ""
+    """Import string of a function ``(folder: pathlib.Path) -> None`` that writes a random model of a few thousand weights,
+    whole (VAE and text encoder too), without a download: what the conformance kit and a first try run on. Empty: ``example.path``
+    is as small."""
+    example: Example = Example()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_target(f"family {self.name!r}: config", self.config)
+        if self.tiny:
+            _check_target(f"family {self.name!r}: tiny", self.tiny)
         object.__setattr__(self, "provides", _check_primitives(f"family {self.name!r}", self.provides))
         object.__setattr__(self, "samplers", _check_names(f"family {self.name!r}: samplers", self.samplers))
         object.__setattr__(self, "attn_kinds", _check_names(f"family {self.name!r}: attn_kinds", self.attn_kinds))
@@ -138,14 +185,16 @@ class MethodSpec(Spec):
 
     kind: ClassVar[str] = "method"
 
-    config: str
-    """Import string of the `fvd.MethodConfig` that parses ``method_config:``; a module without torch."""
+    config: str = "fvd.config.models:MethodConfig"
+    """Import string of the `fvd.MethodConfig` that parses ``method_config:``; a module without torch. The default has no
+    keys."""
     roles: Mapping[str, RoleNeeds]
     """The roles that the run file must name."""
     needs: Collection[str] = frozenset({"prepare_batch"})
     """Primitives that the method calls on the adapter itself."""
     moved_keys: Mapping[str, MovedKey] = field(default_factory=dict)
     """Old keys, as they stand under ``training:`` or ``method_config:`` of existing files."""
+    example: Example = Example()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,6 +242,9 @@ class DatasetKindSpec(Spec):
     `fvd.data.dataset.ChunkedDataset`; sources are (folder, repeats)."""
 
     kind: ClassVar[str] = "dataset_kind"
+
+    reads_folders: bool = True
+    """Whether it reads the folders of ``training.data_path``; False where it makes its data, and the run file names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
