@@ -140,8 +140,8 @@ class FamilySpec(Spec):
     """The kind of prepared data that `Family.data_spec` describes."""
     tiny: str = ""
     """Import string of a function ``(folder: pathlib.Path) -> None`` that writes a random model of a few thousand weights,
-    whole (VAE and text encoder too), without a download: what the conformance kit and a first try run on. Empty: ``example.path``
-    is as small."""
+    whole (VAE and text encoder too), without a download: what the conformance kit and a first try run on. Empty:
+    ``example.path`` is as small."""
     example: Example = Example()
 
     def __post_init__(self) -> None:
