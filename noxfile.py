@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "imports", "tests", "wheels"]
+nox.options.sessions = ["lint", "types", "imports", "tests", "wheels", "thirdparty"]
 nox.options.reuse_existing_virtualenvs = True
 
 ROOT = Path(__file__).parent
@@ -38,8 +38,19 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The default test suite, against installed distributions."""
     install_distributions(session)
-    install(session, "pytest", "pytest-xdist")
+    install(session, "pytest", "pytest-xdist", "jsonschema")
     session.run("pytest", "-m", "not slow", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def pluggy_oldest(session: nox.Session) -> None:
+    """Everything about plugins on the oldest pluggy that core allows, where hooks are found and checked differently."""
+    install_distributions(session)
+    install(session, "pytest")
+    session.install("pluggy==1.6.*")
+    patterns = ("core/test_plugins_*.py", "core/test_conformance_*.py", "core/test_cli_*.py", "core/test_error_pages.py")
+    files = [str(path) for pattern in patterns for path in sorted((ROOT / "tests").glob(pattern))]
+    session.run("pytest", *files, "tests/test_guide.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
@@ -66,16 +77,30 @@ def imports(session: nox.Session) -> None:
     session.run("lint-imports")
 
 
+def build_wheels(session: nox.Session, out: Path, *folders: Path | str) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    for folder in folders:
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(out), str(folder), silent=True)
+
+
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build the four wheels, then use them as a stranger would: fresh environments, uninstalling, core alone."""
     session.install("build", "hatchling", "pytest")
     dist = ROOT / "dist"
-    shutil.rmtree(dist, ignore_errors=True)
-    for distribution in DISTRIBUTIONS:
-        session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), distribution, silent=True)
+    build_wheels(session, dist, *DISTRIBUTIONS)
     # Without conftest.py: this session's own environment has no fvd, on purpose.
     command = ("pytest", "--noconftest", "-m", "slow", "tests/test_clean_install.py")
+    session.run(*command, *session.posargs, env={"FVD_WHEELS": str(dist), "OMP_NUM_THREADS": "2"})
+
+
+@nox.session
+def thirdparty(session: nox.Session) -> None:
+    """Plugins of other people, good and bad, and what `fvd plugins new` writes: built, installed and used, all together."""
+    session.install("build", "hatchling", "pytest")
+    dist = ROOT / "dist/with-thirdparty"
+    build_wheels(session, dist, *DISTRIBUTIONS, *sorted((ROOT / "tests/thirdparty").iterdir()))
+    command = ("pytest", "--noconftest", "-m", "slow", "tests/test_thirdparty_wheels.py")
     session.run(*command, *session.posargs, env={"FVD_WHEELS": str(dist), "OMP_NUM_THREADS": "2"})
 
 

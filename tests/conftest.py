@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+import third_party as third_parties
 import yaml
 
 from fvd.cli.main import main
@@ -108,3 +110,10 @@ def write_run_file(run_documents, tmp_path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def third_party(tmp_path) -> Iterator[Callable[..., None]]:
+    """``third_party("acme-wan", "fvd-strip")`` installs distributions of tests/thirdparty until the test ends."""
+    with ExitStack() as stack:
+        yield lambda *names: stack.enter_context(third_parties.installed(tmp_path / "site-packages", *names))

@@ -29,7 +29,7 @@ import yaml
 from fvd import hookspecs
 from fvd.plugins import load_plugins
 from fvd.specs import PRIMITIVES, SAMPLING_PRIMITIVES
-from fvd.testing import assert_light_module, fake_distribution, installed_in
+from fvd.testing import assert_light_module, fake_dist, installed_in
 
 GUIDE = (Path(__file__).parents[1] / "docs/writing-plugins.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w./-]+\.\w+)`[^\n]*:\n\n```\w+\n(.*?)^```$", GUIDE, flags=re.DOTALL | re.MULTILINE))
@@ -97,7 +97,7 @@ def install(site: Path) -> None:
     for name in PLUGINS:
         project = tomllib.loads(FILES[f"{name}/pyproject.toml"])["project"]
         sources = {path: text for path, text in FILES.items() if path.startswith(f"{name}/{name.replace('-', '_')}/")}
-        fake_distribution(
+        fake_dist(
             site,
             project["name"],
             project["version"],
@@ -378,7 +378,7 @@ SAMPLER = "return [fvd.SamplerSpec(name={name!r}, target='nowhere.at:all')]"
 
 
 def broken_distributions() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """(code, state, plugin, further arguments of fake_distribution): a plugin ``x`` is fvd-x with the module fvd_x.plugin."""
+    """(code, state, plugin, further arguments of fake_dist): a plugin ``x`` is fvd-x with the module fvd_x.plugin."""
 
     def hook(name: str = "fvd_samplers", arguments: str = "", body: str = "return []") -> dict[str, Any]:
         return {"source": HOOK.format(name=name, arguments=arguments, body=body)}
@@ -402,7 +402,7 @@ def test_the_table_of_failures_and_the_transcript(workspace, tmp_path):
     rows = {row[0]: row[1] for row in table("code")}
     for _, _, plugin, about in broken_distributions():
         module = f"fvd_{plugin}.plugin" if "name" not in about else "fvd_rival.plugin"
-        fake_distribution(
+        fake_dist(
             tmp_path,
             about.get("name", f"fvd-{plugin}"),
             entry_points={plugin: about.get("entry", module)},

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from fvd.cli.main import main
-from fvd.testing import fake_distribution, installed_in
+from fvd.testing import fake_dist, installed_in
 
 LOOP = """
     import json
@@ -39,7 +39,6 @@ LOOP_PLUGIN = """
 
 WAN_PLUGIN = """
     import fvd
-    from fvd_wan.plugin import PROVIDES
 
     @fvd.hookimpl
     def fvd_families():
@@ -48,7 +47,7 @@ WAN_PLUGIN = """
                 name="wan",
                 target="acme_wan.family:AcmeFamily",
                 config="fvd_wan.config:WanConfig",
-                provides=PROVIDES,
+                provides=fvd.TEXT_TO_VIDEO,
                 samplers={"ode", "sde"},
                 validator="prompts_only",
             )
@@ -72,8 +71,7 @@ WAN_MODULES = {
                 return velocity[:, :1] if self.config.negative_prompt == "broken" else velocity
 
         class AcmeFamily(WanFamily):
-            def build_adapter(self, roles):
-                return AcmeAdapter(self.context, super().build_adapter(roles).components, boundary_ratio=None)
+            adapter_class = AcmeAdapter
     """,
     "acme_wan.validator": """
         import fvd
@@ -143,7 +141,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def install(folder: Path, distribution: str, plugin: str, module: str, modules: dict[str, str]) -> None:
-    fake_distribution(folder, distribution, entry_points={plugin: module}, modules=modules)
+    fake_dist(folder, distribution, entry_points={plugin: module}, modules=modules)
 
 
 def entries(out: Path) -> list[list[object]]:

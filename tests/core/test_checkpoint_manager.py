@@ -1,4 +1,4 @@
-"""Checkpoints of toy roles: round trips, keeping, refusals."""
+"""Checkpoints of small roles: round trips, keeping, refusals."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import json
 
 import pytest
 import torch
+from small_video import small_roles
 
 from fvd.checkpoint.manager import CheckpointManager, load_role_weights, read_checkpoint
-from fvd.checkpoint.resume import changed_keys
+from fvd.config.changes import changed_keys
 from fvd.errors import CheckpointError
 from fvd.optim import OptimizerSpec
+from fvd.plugins.lock import Lock
 from fvd.roles import RoleHandle, RoleManager
-from fvd.testing.toy import toy_roles
 
+LOCK = Lock(fvd_core="0", python="3", torch="2", plugins=(), packages={}, run_file={"training": {"seed": 0}})
 LOADER = {"epoch": 1, "position": 3, "data": "0123"}
-DESCRIBED = {"method_state": {}, "loader_state": LOADER, "config": {"training": {"seed": 0}}}
+DESCRIBED = {"method_state": {}, "loader_state": LOADER, "lock": LOCK}
 
 
 class Averaging(torch.nn.Module):
@@ -37,7 +39,7 @@ class Averaging(torch.nn.Module):
 
 
 def trained_roles(steps: int = 3, seed: int = 0) -> RoleManager:
-    roles = toy_roles({"student": True, "critic": True, "teacher": False}, seed=seed)
+    roles = small_roles({"student": True, "critic": True, "teacher": False}, seed=seed)
     for handle in roles.trainable:
         optimizer = OptimizerSpec(learning_rate=1e-2, lr_scheduler="cosine").build_optimizer(handle.trainable_parameters())
         handle.optimizers["main"] = optimizer
@@ -119,11 +121,11 @@ def test_a_method_with_other_buffers_is_refused(tmp_path):
 
 def test_a_role_and_a_method_may_share_names(tmp_path):
     """A role called method, and a method with a buffer called as a role's weights: they lie apart."""
-    roles = toy_roles({"method": True, "student": True})
+    roles = small_roles({"method": True, "student": True})
     method = torch.nn.Module()
     method.register_buffer("student", torch.tensor(5.0))
     path = CheckpointManager(tmp_path).save(1, roles, **DESCRIBED | {"method_state": method.state_dict()})
-    others, other = toy_roles({"method": True, "student": True}, seed=4), torch.nn.Module()
+    others, other = small_roles({"method": True, "student": True}, seed=4), torch.nn.Module()
     other.register_buffer("student", torch.tensor(0.0))
     CheckpointManager(tmp_path).load(read_checkpoint(path), others, other)
     assert other.student == 5.0
@@ -135,12 +137,12 @@ def test_a_role_and_a_method_may_share_names(tmp_path):
 def test_one_role_alone(tmp_path):
     roles = trained_roles()
     checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, **DESCRIBED))
-    other = toy_roles({"critic": False}, seed=9)["critic"]
+    other = small_roles({"critic": False}, seed=9)["critic"]
     load_role_weights(checkpoint, other)
     expected = roles["critic"].modules["transformer"].state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in other.modules["transformer"].state_dict().items())
     with pytest.raises(CheckpointError, match="no weights of role teacher"):
-        load_role_weights(checkpoint, toy_roles({"teacher": False})["teacher"])
+        load_role_weights(checkpoint, small_roles({"teacher": False})["teacher"])
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -177,7 +179,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
 def test_models_of_another_size_are_refused(tmp_path):
     roles = trained_roles()
     checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, **DESCRIBED))
-    other = toy_roles({"critic": False})["critic"]
+    other = small_roles({"critic": False})["critic"]
     other.modules["transformer"].out = torch.nn.Linear(16, 7)
     with pytest.raises(CheckpointError, match=r"cannot be loaded: .*roles\.critic\.modules\.transformer\.out\.weight"):
         load_role_weights(checkpoint, other)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import pytest
+import yaml
 from pydantic import Field
 
-from fvd.config.document import describe_keys
+from fvd.config.document import keys_of, yaml_text
 from fvd.config.models import StrictModel
 
 
@@ -16,16 +18,35 @@ class Inner(StrictModel):
 
 class Model(StrictModel):
     ladder: tuple[Annotated[float, Field(ge=0)], ...]
-    """The steps."""
+    """The steps.
+    Descending."""
     scale: Annotated[float, Field(gt=0)] | None = None
     kind: Literal["a", "b"] = "a"
     inner: Inner = Inner()
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 def test_every_key_with_type_default_and_description():
-    assert describe_keys(Model) == [
-        ("ladder: tuple[float, …]  (required)", "The steps."),
-        ("scale: float | None = None", ""),
-        ("kind: 'a' | 'b' = 'a'", ""),
-        ("inner: Inner = {'x': 1}", ""),
+    assert [(str(key), key.description) for key in keys_of(Model)] == [
+        ("ladder: [float, …]  (required)", "The steps. Descending."),
+        ("scale: float | null = null", ""),
+        ("kind: a | b = a", ""),
+        ("inner: Inner = {x: 1}", ""),
+        ("betas: [float, float] = [0.9, 0.999]", ""),
     ]
+    assert keys_of(Model)[0].first_sentence == "The steps"
+
+
+def test_defaults_are_plain_data_that_the_model_reads():
+    plain = {key.name: key.default for key in keys_of(Model) if not key.required}
+    assert plain == {"scale": None, "kind": "a", "inner": {"x": 1}, "betas": [0.9, 0.999]}
+    assert Model.model_validate({"ladder": [1.0], **plain}) == Model(ladder=(1.0,))
+
+
+@pytest.mark.parametrize(
+    "value", [1e-5, 2.0, True, None, "no", "null", "a: b # c", "5", "", "过曝", [1, "x", None], {"a": [0.9]}, "two\nlines"]
+)
+def test_yaml_on_one_line_reads_back(value):
+    text = yaml_text(value)
+    assert "\n" not in text
+    assert yaml.safe_load(f"key: {text}  # a remark") == {"key": value}

@@ -19,7 +19,6 @@ from fvd.data.spec import DataSpec, FieldSpec
 from fvd.errors import DataError
 
 SPEC = DataSpec(
-    kind="memory",
     fields=(
         FieldSpec(name="latent", axes=("C", "T"), sizes={"C": 2}, source="latents"),
         FieldSpec(name="text", axes=("L", "D"), sizes={"D": 3}, source="text", ragged="L"),
@@ -258,7 +257,7 @@ def test_dropout_belongs_to_the_sample() -> None:
 
 
 def test_a_family_may_forbid_dropout() -> None:
-    spec = DataSpec(kind="memory", fields=SPEC.fields, text_padding_length=4, conditioning_dropout="forbidden")
+    spec = DataSpec(fields=SPEC.fields, text_padding_length=4, conditioning_dropout="forbidden")
     Loader(MemoryDataset([1]), spec, batch_size=1, seed=0)
     with pytest.raises(DataError, match=r"training_cfg_rate is 0.1"):
         Loader(MemoryDataset([1]), spec, batch_size=1, seed=0, dropout_rate=0.1)
@@ -362,7 +361,7 @@ def test_build_loader_reads_the_run_file(tmp_path: Path) -> None:
         pipeline_config=PipelineConfig(),
         method_config=MethodConfig(),
     )
-    batch = next(iter(build_loader(run, FakePlugins(), SPEC, needs_latents=True)))  # type: ignore[arg-type]
+    batch = next(iter(build_loader(run, FakePlugins(), "memory", SPEC, needs_latents=True)))  # type: ignore[arg-type]
     assert opened == [([(Path("a"), 2), (Path("b"), 1)], SPEC, True)]
     assert batch.tensors["latent"].shape == (3, 2, 2)
     assert batch.dropped.all()

@@ -19,7 +19,6 @@ from fvd.data.spec import DataSpec, FieldSpec
 from fvd.errors import DataError, FvdError
 
 SPEC = DataSpec(
-    kind="parquet",
     fields=(
         FieldSpec(name="vae_latent", axes=("C", "T", "H", "W"), sizes={"C": 4}, source="latents"),
         FieldSpec(name="text_embedding", axes=("L", "D"), sizes={"D": 6}, source="text", ragged="L"),

@@ -69,7 +69,6 @@ class PoolingEncoders(Encoders):
 
 
 SPEC = DataSpec(
-    kind="parquet",
     fields=(
         FieldSpec(name="vae_latent", axes=("C", "T", "H", "W"), sizes={"C": 3}, source="latents"),
         FieldSpec(name="text_embedding", axes=("L", "D"), sizes={"D": 2}, source="text", ragged="L"),
@@ -713,7 +712,7 @@ def test_the_family_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     ("overrides", "messages"),
     [
         (["max_tokns=3"], ["--set max_tokns=3: error: max_tokns: unknown key (did you mean 'max_tokens'?)"]),
-        (["xyz=3"], ["xyz: unknown key", "Keys: flow_shift, sampler_kind, max_tokens, words"]),
+        (["xyz=3"], ["xyz: unknown key", "Keys: flow_shift, sampler_kind, negative_prompt, max_tokens, words"]),
         (
             ["max_tokens=0", "flow_shift=high"],
             [

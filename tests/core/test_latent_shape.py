@@ -5,15 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from small_video import small_roles, small_run
 
 from fvd.config.models import MethodConfig
 from fvd.data.spec import DataSpec, FieldSpec
 from fvd.errors import DataError
 from fvd.runtime import resolve_latent_shape
-from fvd.testing.toy import toy_roles, toy_run
 
 SPEC = DataSpec(
-    kind="parquet",
     text_padding_length=4,
     fields=(
         FieldSpec(name="text", axes=("L", "D"), sizes={}, source="text", ragged="L"),
@@ -32,7 +31,7 @@ class Adapter:
 
 
 def resolve(shapes, source, **training):
-    run = toy_run(toy_roles({"student": True}), MethodConfig(), training=training)
+    run = small_run(small_roles({"student": True}), MethodConfig(), training=training)
     return resolve_latent_shape(run, Adapter(), SimpleNamespace(shapes=shapes), SPEC, source)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from functools import partial
+from importlib import import_module
 
 import pytest
 
@@ -12,9 +14,9 @@ import fvd
 from fvd import hookspecs
 from fvd.plugins import PluginRecord, Plugins, load_plugins
 from fvd.plugins.discovery import Candidate, Unusable, check_core_version
-from fvd.plugins.loading import HOOK_RETURNS
+from fvd.plugins.hooks import HOOK_RETURNS
 from fvd.plugins.registry import KINDS
-from fvd.testing import fake_distribution, installed_in
+from fvd.testing import fake_dist, installed_in
 
 GOOD = """
     import fvd
@@ -34,7 +36,7 @@ def install(tmp_path, monkeypatch):
     monkeypatch.delenv("FVD_PLUGINS", raising=False)
     monkeypatch.delenv("FVD_DISABLE_PLUGINS", raising=False)
     with installed_in(tmp_path):
-        yield partial(fake_distribution, tmp_path)
+        yield partial(fake_dist, tmp_path)
 
 
 def record_of(plugins: Plugins, name: str) -> PluginRecord:
@@ -301,7 +303,7 @@ def test_damaged_metadata_is_a_state(install, tmp_path, damage):
 def test_an_older_copy_later_on_the_path_is_shadowed(install, tmp_path):
     install("x-copy", "2.0", entry_points={"copy": "x_copy"}, modules={"x_copy": good("x_copy", "loop")})
     older = tmp_path / "older"
-    fake_distribution(older, "x-copy", "1.0", entry_points={"copy": "x_copy"}, modules={"x_copy": "1 / 0"})
+    fake_dist(older, "x-copy", "1.0", entry_points={"copy": "x_copy"}, modules={"x_copy": "1 / 0"})
     sys.path.append(str(older))
     try:
         record = record_of(load_plugins(), "copy")
@@ -317,11 +319,86 @@ def test_what_a_plugin_prints_goes_to_stderr(install, capsys):
     assert (captured.out, captured.err) == ("", "hello\n")
 
 
-def test_heavy_imports_are_noticed(install):
-    modules = {"x_heavy": "import jax", "jax": ""}
-    install("x-heavy", entry_points={"heavy": "x_heavy"}, modules=modules)
-    record = record_of(load_plugins(), "heavy")
-    assert (record.state, record.heavy) == ("ok", ("jax",))
+HEAVY = {
+    # how the light module comes by jax (a stand-in, which costs nothing)
+    "itself": {"x_heavy.plugin": "import jax"},
+    "a part of it": {"x_heavy.plugin": "import jax.parts"},
+    "a class": {"x_heavy.plugin": "from jax import Array"},
+    "through its package": {"x_heavy.plugin": "", "x_heavy": "import jax"},
+    "through a module of its own": {"x_heavy.plugin": "from x_heavy import family", "x_heavy.family": "from jax import Array"},
+    "through a base class": {
+        "x_heavy.plugin": "from x_heavy.family import F",
+        "x_heavy.family": "from jax import Array\nclass F(Array): pass",
+    },
+    "in a hook": {"x_heavy.plugin": "import fvd\n@fvd.hookimpl\ndef fvd_samplers():\n    import jax\n    return []"},
+}
+JAX = {"jax": "class Array: pass", "jax.parts": ""}
+
+
+@pytest.mark.parametrize(
+    ("how", "loaded_before"),
+    [(how, loaded) for how in HEAVY for loaded in (False, True) if not (loaded and how == "in a hook")],  # leaves no trace
+)
+def test_a_heavy_import_makes_a_plugin_slow(install, how, loaded_before):
+    """Whether or not something else has loaded it: the next command pays in any case."""
+    sampler = good("x_heavy", "heavy_loop").replace("\n    ", "\n")
+    modules = HEAVY[how] | JAX
+    if how != "in a hook":
+        modules["x_heavy.plugin"] += sampler
+    install("x-heavy", entry_points={"heavy": "x_heavy.plugin"}, modules=modules)
+    if loaded_before:
+        import_module("jax")
+    plugins = load_plugins()
+    record = record_of(plugins, "heavy")
+    assert (record.state, record.code, record.usable) == ("slow", "W01", True)
+    assert re.fullmatch(r"loads jax on import \(\d+ ms\), and every command pays for it", record.reason)
+    assert "x_heavy.plugin" in record.cure
+    if how != "in a hook":
+        assert record.provides == ("sampler:heavy_loop",)
+        assert plugins.spec("sampler", "heavy_loop").name == "heavy_loop"
+    assert record_of(load_plugins(), "heavy") == record
+
+
+def test_a_light_plugin_is_not_slow_because_another_is(install):
+    install("x-heavy", entry_points={"heavy": "x_heavy"}, modules={"x_heavy": "import jax", **JAX})
+    install("x-light", entry_points={"light": "x_light"}, modules={"x_light": good("x_light", "light_loop")})
+    plugins = load_plugins()
+    assert {record_of(plugins, name).state for name in ("heavy", "light")} == {"slow", "ok"}
+    assert record_of(plugins, "light").state == "ok"
+
+
+def test_one_module_may_be_named_like_a_heavy_one(install):
+    """`x_heavy.numpy` is not numpy."""
+    modules = {"x_own.plugin": "from x_own import numpy", "x_own.numpy": "class Array: pass"}
+    install("x-own", entry_points={"own": "x_own.plugin"}, modules=modules)
+    assert record_of(load_plugins(), "own").state == "ok"
+
+
+def test_a_lazy_attribute_of_one_plugin_does_not_disturb_another(install):
+    """Each plugin is asked for its own hooks alone."""
+    source = "import fvd\ndef __getattr__(name): raise RuntimeError(f'evaluated {name}')\n"
+    install("a-lazy", entry_points={"lazy": "a_lazy"}, modules={"a_lazy": source})
+    install("b-good", entry_points={"good": "b_good"}, modules={"b_good": good("b_good", "b_loop")})
+    plugins = load_plugins()
+    assert {record_of(plugins, name).state for name in ("lazy", "good")} == {"ok"}
+    assert plugins.spec("sampler", "b_loop").name == "b_loop"
+
+
+def test_a_wrapper_around_a_hook_of_its_own(install):
+    source = """
+        import fvd
+
+        @fvd.hookimpl
+        def fvd_samplers():
+            return [fvd.SamplerSpec(name="one", target="a:b")]
+
+        @fvd.hookimpl(wrapper=True, specname="fvd_samplers")
+        def fvd_around():
+            (found,) = yield
+            return [[*found, fvd.SamplerSpec(name="two", target="a:b")]]
+    """
+    install("x-wrap", entry_points={"wrap": "x_wrap"}, modules={"x_wrap": source})
+    assert set(record_of(load_plugins(), "wrap").provides) == {"sampler:one", "sampler:two"}
 
 
 def test_each_call_has_its_own_state(install):

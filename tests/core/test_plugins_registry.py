@@ -12,8 +12,7 @@ import fvd
 from fvd.errors import FvdError, PluginError, Problem
 from fvd.plugins import load_plugins, registry
 from fvd.plugins.fit import describe_fit, missing_primitives
-from fvd.plugins.lock import plugin_lock
-from fvd.testing import fake_distribution, installed_in
+from fvd.testing import fake_dist, installed_in
 
 FIRST_PARTY = {"fvd-wan", "fvd-dmd2", "fvd-finetune"}
 
@@ -34,7 +33,7 @@ def install(tmp_path, monkeypatch):
     find = registry.find_candidates
     monkeypatch.setattr(registry, "find_candidates", lambda: [c for c in find() if c.distribution not in FIRST_PARTY])
     with installed_in(tmp_path):
-        yield partial(fake_distribution, tmp_path)
+        yield partial(fake_dist, tmp_path)
 
 
 def install_family(install, distribution: str, name: str, target: str = "", **modules: str) -> None:
@@ -308,34 +307,3 @@ def test_fit_is_needs_within_provides_by_role():
     )
     assert missing_primitives(method, whole) == {}
     assert describe_fit(method, whole) == "✓"
-
-
-# --- the lock --------------------------------------------------------------------------------------------------------
-def test_the_lock_names_the_plugins_that_were_used(install, tmp_path):
-    install_family(install, "acme-ltx", "ltx")
-    install_family(install, "bravo-wan", "wan")
-    direct_url = '{"dir_info": {"editable": true}, "url": "file:///src/ltx"}'
-    (tmp_path / "acme_ltx-1.0.dist-info" / "direct_url.json").write_text(direct_url)
-    plugins = load_plugins()
-    lock = plugin_lock(plugins, [plugins.spec("family", "ltx"), plugins.spec("sampler", "ode"), plugins.spec("sampler", "sde")])
-    assert lock["fvd_core"] == fvd.__version__
-    ltx, core = lock["plugins"]
-    assert ltx == {
-        "name": "ltx_acme",
-        "distribution": "acme-ltx",
-        "version": "1.0",
-        "components": ["family:ltx"],
-        "editable": True,
-        "direct_url": {"dir_info": {"editable": True}, "url": "file:///src/ltx"},
-    }
-    assert (core["name"], core["components"]) == ("core", ["sampler:ode", "sampler:sde"])
-
-
-def test_the_lock_of_a_distribution_from_an_index(install, tmp_path):
-    install_family(install, "acme-ltx", "ltx")
-    plugins = load_plugins()
-    (entry,) = plugin_lock(plugins, plugins.specs("family"))["plugins"]
-    assert (entry["editable"], entry["direct_url"]) == (False, None)
-    (tmp_path / "acme_ltx-1.0.dist-info" / "direct_url.json").write_text("{damaged")
-    (entry,) = plugin_lock(plugins, plugins.specs("family"))["plugins"]
-    assert (entry["editable"], entry["direct_url"]) == (False, None)

@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 
+from fvd.config.load import load_run_file
 from fvd.errors import PluginError
-from fvd.plugins import load_plugins
-from fvd.testing import fake_distribution, installed_in
+from fvd.plugins import PluginOptions, load_plugins
+from fvd.testing import fake_dist, installed_in
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def states(tmp_path, monkeypatch):
     for variable in ("FVD_PLUGINS", "FVD_DISABLE_PLUGINS"):
         monkeypatch.delenv(variable, raising=False)
     for name in ("one", "two", "three"):
-        fake_distribution(tmp_path, f"Acme.{name}", entry_points={f"x_{name}": f"sel_{name}"}, modules={f"sel_{name}": ""})
+        fake_dist(tmp_path, f"Acme.{name}", entry_points={f"x_{name}": f"sel_{name}"}, modules={f"sel_{name}": ""})
 
     def load(*, environment=None, **options):
         with monkeypatch.context() as patch, installed_in(tmp_path):
@@ -93,7 +94,144 @@ def test_core_cannot_be_disabled(states, name):
 
 def test_the_listing_says_where_a_plugin_was_disabled(tmp_path, monkeypatch):
     monkeypatch.setenv("FVD_PLUGINS", "")
-    fake_distribution(tmp_path, "acme-off", entry_points={"off": "acme_off"}, modules={"acme_off": ""})
+    fake_dist(tmp_path, "acme-off", entry_points={"off": "acme_off"}, modules={"acme_off": ""})
     with installed_in(tmp_path):
         (record,) = [record for record in load_plugins(disable=["off"]).records if record.name == "off"]
     assert record.reason == "disabled by -p no:NAME and not among FVD_PLUGINS"
+
+
+# --- loaded on request -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Which of the plugins that are loaded on request are there, and with which state: ``toybox`` has nothing else,
+    ``mixed`` has a plugin that is always loaded as well."""
+
+    def ask(environment: dict[str, str] | None = None, **options) -> dict[str, str]:
+        for variable in ("FVD_PLUGINS", "FVD_DISABLE_PLUGINS"):
+            monkeypatch.delenv(variable, raising=False)
+        for variable, value in (environment or {}).items():
+            monkeypatch.setenv(variable, value)
+        with installed_in(tmp_path):
+            plugins = load_plugins(**options)
+            records = [record for record in plugins.records if record.module.startswith("q_")]
+            for record in records:
+                assert (record.module in sys.modules) == record.usable
+            absent = {"q_ball", "q_kite", "q_extra"} - {record.module for record in records}
+            assert not absent & sys.modules.keys()
+            assert {name for name in plugins.on_request if name in ("ball", "kite", "extra")} == {n[2:] for n in absent}
+            return {record.name: record.state for record in records if record.name != "base"}
+
+    modules = {f"q_{name}": "" for name in ("ball", "kite", "extra", "base")}
+    fake_dist(tmp_path, "toybox", on_request={"ball": "q_ball", "kite": "q_kite"}, modules=modules)
+    fake_dist(tmp_path, "mixed", entry_points={"base": "q_base"}, on_request={"extra": "q_extra"})
+    return ask
+
+
+def test_nobody_asks_and_nothing_comes(asked):
+    assert asked() == {}
+    assert asked({"FVD_DISABLE_PLUGINS": "ball"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("ball", {"ball"}),
+        ("BALL", {"ball"}),
+        ("toybox:ball", {"ball"}),
+        ("toybox", {"ball", "kite"}),
+        ("extra", {"extra"}),
+        ("mixed:extra", {"extra"}),
+        ("mixed", set()),  # it means the plugin that is there anyway
+        ("mixed:ball", None),
+        ("bal", None),
+    ],
+)
+def test_names_that_ask(asked, name, found):
+    for options in (
+        {"request": [name]},
+        {"only": [name]},
+        {"environment": {"FVD_PLUGINS": name}},
+        {"mentioned": [name]},
+    ):
+        if found is not None:
+            assert asked(**options) == dict.fromkeys(found, "ok"), options
+        elif "mentioned" in options:  # a run file's words may mean anything
+            assert asked(**options) == {}
+        else:
+            with pytest.raises(PluginError, match="no such plugin is installed") as caught:
+                asked(**options)
+            assert "On request:" in caught.value.cure
+            assert "ball, kite" in caught.value.cure
+
+
+def test_a_misspelt_request_is_an_error_with_a_suggestion(asked):
+    with pytest.raises(PluginError) as caught:
+        asked(request=["kitte"])
+    assert caught.value.message == "-p NAME names 'kitte', but no such plugin is installed (did you mean 'kite'?)"
+
+
+def test_a_request_is_narrowed_like_everything_else(asked):
+    assert asked(request=["ball"], disable=["ball"]) == {"ball": "disabled"}
+    assert asked({"FVD_DISABLE_PLUGINS": "toybox"}, request=["ball"]) == {"ball": "disabled"}
+    assert asked({"FVD_PLUGINS": "mixed"}, request=["ball"]) == {"ball": "disabled"}
+    assert asked({"FVD_PLUGINS": "ball,kite"}, only=["kite"]) == {"ball": "disabled", "kite": "ok"}
+
+
+def test_the_request_for_a_plugin_that_is_there_anyway_changes_nothing(asked):
+    assert asked(request=["base", "core"]) == {}
+
+
+def test_core_has_toys_and_keeps_them_out_of_the_way(monkeypatch):
+    monkeypatch.delenv("FVD_PLUGINS", raising=False)
+    assert {"toy", "toy_noise"} <= set(load_plugins().on_request)
+    plugins = load_plugins(request=["toy"])
+    assert [record.state for record in plugins.records if record.name == "toy"] == ["ok"]
+    # Two plugins of one distribution: its name in front of a component's means either.
+    assert plugins.spec("sampler", "fvd-core:ode") is plugins.spec("sampler", "ode")
+    assert plugins.spec("family", "fvd-core:toy") is plugins.spec("family", "toy")
+    assert plugins.spec("sampler", "core:ode") is plugins.spec("sampler", "ode")
+
+
+def test_a_component_of_a_plugin_that_nobody_asked_for(monkeypatch):
+    monkeypatch.delenv("FVD_PLUGINS", raising=False)
+    with pytest.raises(PluginError) as caught:
+        load_plugins().spec("family", "toy")
+    assert str(caught.value).splitlines() == [
+        "family 'toy' is not loaded: plugin toy is loaded on request only [P08]",
+        "Ask for it: -p toy",
+    ]
+
+
+# --- a run file and a command line together ----------------------------------------------------------------------------
+@pytest.mark.parametrize("only", ["", "plugins: {only: [fvd_core]}\n", "plugins: {only: [fvd_coree]}\n"])
+def test_a_slip_on_the_command_line_is_not_the_run_file_s(monkeypatch, tmp_path, only):
+    monkeypatch.delenv("FVD_PLUGINS", raising=False)
+    path = tmp_path / "run.yaml"
+    path.write_text(only + "recipe: {family: toy, method: toy}\n")
+    for options in (PluginOptions(disable=("wann",)), PluginOptions(request=("toyy",))):
+        with pytest.raises(PluginError, match=r"-p (no:)?NAME names"):
+            load_run_file(path, options=options)
+    problems = [problem for problem in load_run_file(path).errors if problem.key == "plugins.only"]
+    assert ["fvd_coree" in problem.message for problem in problems] == ([True] if "coree" in only else [])
+
+
+def test_a_run_file_asks_for_what_it_names_unless_it_may_not(monkeypatch, tmp_path):
+    monkeypatch.delenv("FVD_PLUGINS", raising=False)
+
+    def states(text: str, **options) -> dict[str, str]:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        records = load_run_file(path, options=PluginOptions(**options)).plugins.records
+        return {record.name: record.state for record in records if record.name.startswith("toy")}
+
+    assert states("recipe: {family: toy, method: finetune}") == {"toy": "ok"}
+    assert states("recipe: {family: wan, method: toy}") == {"toy": "ok"}
+    assert states("recipe: {family: fvd-core:toy_noise, method: x}") == {"toy_noise": "ok"}
+    assert states("recipe: {method: x}\nroles: {student: {family: toy}, teacher: {family: toy_noise}}") == {
+        "toy": "ok",
+        "toy_noise": "ok",
+    }
+    assert states("recipe: {family: wan, method: x}") == {}
+    assert states("recipe: [toy]\nroles: toy") == {}
+    assert states("recipe: {family: toy, method: x}", disable=("toy",)) == {"toy": "disabled"}
+    assert states("recipe: {family: toy, method: x}\nplugins: {only: [fvd-wan]}") == {"toy": "disabled"}

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_video import small_lock, small_roles, small_run
 
 from fvd.checkpoint.manager import CheckpointManager
 from fvd.checkpoint.resume import find_resume_point
 from fvd.config.models import MethodConfig, RunConfig
 from fvd.errors import CheckpointError
-from fvd.rundir import RunDirectory, with_absolute_paths
-from fvd.testing.toy import toy_roles, toy_run
+from fvd.rundir import RunDirectory
 
 
 @pytest.fixture
@@ -22,17 +22,16 @@ def run_dir(tmp_path) -> RunDirectory:
 
 
 def config_for(run_dir: RunDirectory, **training: object) -> RunConfig:
-    return toy_run(toy_roles({"student": True}), MethodConfig(), training={"output_dir": str(run_dir.path), **training})
+    return small_run(small_roles({"student": True}), MethodConfig(), training={"output_dir": str(run_dir.path), **training})
 
 
 def save(run_dir: RunDirectory, *steps: int, **training: object) -> CheckpointManager:
-    """A run's directory with checkpoints of toy roles."""
+    """A run's directory with checkpoints of small roles."""
     config = config_for(run_dir, **training)
-    run_dir.prepare(config, {}, source_name="run.yaml", source_text="")
+    run_dir.prepare(config, small_lock(config), source_name="run.yaml", source_text="")
     manager = CheckpointManager(run_dir.checkpoints)
     for step in steps:
-        document = with_absolute_paths(config.as_document())
-        manager.save(step, toy_roles({"student": True}), method_state={}, loader_state={}, config=document)
+        manager.save(step, small_roles({"student": True}), method_state={}, loader_state={}, lock=small_lock(config))
     return manager
 
 

@@ -92,6 +92,7 @@ class LinearAdapter:
     """predict = cond * x_t, so that guidance can be computed by hand; counts its calls."""
 
     device = torch.device("cpu")
+    attn_kinds = frozenset({"dense"})
 
     def __init__(self):
         self.calls = []

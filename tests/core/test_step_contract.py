@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from small_video import SmallVideoAdapter, small_raw_batch, small_roles, small_run
 
 import fvd
 from fvd.config.models import MethodConfig
 from fvd.errors import PluginError
 from fvd.step_contract import check_method, checked_losses, checked_roles_to_update
-from fvd.testing.toy import ToyAdapter, toy_random, toy_raw_batch, toy_roles, toy_run, train_step
+from fvd.testing.steps import step_random, train_step
 
 NAMED = r"the method slippery \(.*Slippery\)"
 
@@ -38,10 +39,10 @@ class Slippery(fvd.Method):
 
 def slippery(step: Callable[[torch.Tensor], object] | None = None, **attributes: object) -> Slippery:
     """A method that slips where it is told to, built as a run builds it."""
-    roles = toy_roles({"student": True, "teacher": False})
-    run = toy_run(roles, MethodConfig(), method="slippery")
+    roles = small_roles({"student": True, "teacher": False})
+    run = small_run(roles, MethodConfig(), method="slippery")
     written = type("Slippery", (Slippery,), attributes)
-    method = written.build(run=run, roles=roles, adapter=ToyAdapter())
+    method = written.build(run=run, roles=roles, adapter=SmallVideoAdapter())
     method.step = step or good
     return method
 
@@ -51,13 +52,13 @@ def good(value: torch.Tensor) -> Iterator[fvd.Loss]:
 
 
 def losses_of(method: Slippery) -> list[fvd.Loss]:
-    return list(checked_losses(method, toy_raw_batch(2), 1, toy_random(1, 2)))
+    return list(checked_losses(method, small_raw_batch(2), 1, step_random(1, 2)))
 
 
 def test_a_good_step_passes():
     (loss,) = losses_of(slippery())
     assert (loss.name, loss.role) == ("loss", "student")
-    assert train_step(slippery(), toy_raw_batch(2), 1).keys() == {"loss", "level", "dropped"}
+    assert train_step(slippery(), small_raw_batch(2), 1).keys() == {"loss", "level", "dropped"}
 
 
 def no_loss(value):
@@ -169,9 +170,9 @@ def test_a_slip_names_the_method(slip, words):
 
 def test_the_tool_for_plugin_authors_finds_the_same():
     with pytest.raises(PluginError, match="yielded no loss"):
-        train_step(slippery(no_loss), toy_raw_batch(2), 1)
+        train_step(slippery(no_loss), small_raw_batch(2), 1)
     with pytest.raises(PluginError, match="roles_to_update"):
-        train_step(slippery(due=["teacher"]), toy_raw_batch(2), 1)
+        train_step(slippery(due=["teacher"]), small_raw_batch(2), 1)
 
 
 @pytest.mark.parametrize("due", ["student", ["teacher"], ["student", "studnet"], ("critic",), ["student", "student"]], ids=str)

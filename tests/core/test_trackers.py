@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_video import small_roles, small_run
 
 from fvd.config.models import MethodConfig
-from fvd.testing.toy import toy_roles, toy_run
 from fvd.trackers.base import Tracker, TrackerContext, TrackerGroup
 from fvd.trackers.jsonl import JsonlTracker
 
 
 def context(tmp_path: Path, start_step: int = 0) -> TrackerContext:
-    run = toy_run(toy_roles({"student": True}), MethodConfig())
+    run = small_run(small_roles({"student": True}), MethodConfig())
     log_dir = tmp_path / "logs/wandb"
     log_dir.mkdir(parents=True, exist_ok=True)
     return TrackerContext(run=run, run_dir=tmp_path, log_dir=log_dir, start_step=start_step)
@@ -156,7 +156,7 @@ def test_tensorboard_hides_what_a_resumed_run_logs_again(tmp_path):
 WANDB = """
 import os, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from test_trackers import context
 from fvd.trackers.wandb import build_wandb
 tmp_path = Path({tmp_path!r})
@@ -172,7 +172,8 @@ tracker.finish()
 def test_wandb_without_a_key_records_offline_and_asks_nothing(tmp_path, write_mp4):
     """A process of its own without a terminal, a key or a home: a prompt would fail it."""
     write_mp4(tmp_path / "v.mp4")
-    program = WANDB.format(tests=str(Path(__file__).parent), tmp_path=str(tmp_path))
+    here = Path(__file__).parent
+    program = WANDB.format(folders=[str(here), str(here.parent / "support")], tmp_path=str(tmp_path))
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path / "home")}
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, timeout=120

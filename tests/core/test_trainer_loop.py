@@ -1,4 +1,4 @@
-"""The trainer's loop on the toy family: figures, saves, validations, stop signals, and what a resumed run continues."""
+"""The trainer's loop on small videos: figures, saves, validations, stop signals, and what a resumed run continues."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_video import LATENT_SHAPE, SmallVideoAdapter, small_lock, small_raw_batch, small_roles, small_run
 
 import fvd
 from fvd.checkpoint.manager import CheckpointManager
@@ -19,7 +20,6 @@ from fvd.errors import PluginError
 from fvd.rundir import RunDirectory
 from fvd.runtime import Runtime
 from fvd.signals import StopSignals
-from fvd.testing.toy import LATENT_SHAPE, ToyAdapter, toy_raw_batch, toy_roles, toy_run
 from fvd.trackers.base import Tracker, TrackerGroup
 from fvd.trainer import Trainer
 from fvd.validation.base import Artifact, Validator, ValidatorContext
@@ -51,7 +51,7 @@ class Balanced(fvd.Method):
         yield fvd.Loss("loss", value / self.average, role="student", metrics={"average": self.average}, counts=counts)
 
 
-class ToyLoader:
+class SmallLoader:
     """An endless stream, resumable; sample batches are a function of the position."""
 
     samples_per_epoch = 1000
@@ -65,7 +65,7 @@ class ToyLoader:
         while True:
             self.before_each(self.position)
             self.position += 1
-            yield toy_raw_batch(self.batch_size, seed=self.position)
+            yield small_raw_batch(self.batch_size, seed=self.position)
 
     @property
     def epoch(self):
@@ -82,7 +82,7 @@ class Listing(Validator):
     """Writes a text file for a video, and remembers when."""
 
     def __init__(self, folder: Path) -> None:
-        adapter, shape = ToyAdapter(), LATENT_SHAPE
+        adapter, shape = SmallVideoAdapter(), LATENT_SHAPE
         context = ValidatorContext(
             adapter=adapter, load_sampler=lambda kind: None, prompts=[], latent_shape=shape, output_dir=folder, fps=16
         )
@@ -138,9 +138,9 @@ def make(tmp_path):
         before_each_batch: Callable[[int], None] = lambda position: None,
         **training: object,
     ) -> SimpleNamespace:
-        roles = toy_roles({"student": True})
-        run = toy_run(roles, MethodConfig(), training={"output_dir": str(tmp_path / name), **training})
-        adapter = ToyAdapter()
+        roles = small_roles({"student": True})
+        run = small_run(roles, MethodConfig(), training={"output_dir": str(tmp_path / name), **training})
+        adapter = SmallVideoAdapter()
         run_dir = RunDirectory(tmp_path / name)
         checkpoints = CheckpointManager(run_dir.checkpoints)
         made = SimpleNamespace(hooks=Hooks(), tracker=Recording(), stop=StopSignals(), roles=roles)
@@ -157,9 +157,10 @@ def make(tmp_path):
             roles=roles,
             adapter=adapter,
             method=made.method,
-            loader=ToyLoader(run.training.train_batch_size, before_each_batch),
+            loader=SmallLoader(run.training.train_batch_size, before_each_batch),
             validator=made.validator,
             latent_shape=LATENT_SHAPE,
+            lock=small_lock(run),
         )
         made.trainer = Trainer(made.runtime, TrackerGroup({"recording": made.tracker}), made.stop)
         return made
@@ -364,7 +365,7 @@ class MovesTheWrongRole(Balanced):
 
 def test_yielding_under_autocast_is_refused(make, monkeypatch):
     """The backward pass would run in another precision than it does without the block."""
-    monkeypatch.setattr(ToyAdapter, "predict", lambda self, handle, *args, **kwargs: _in_float32(self, handle, *args))
+    monkeypatch.setattr(SmallVideoAdapter, "predict", lambda self, handle, *args, **kwargs: _in_float32(self, handle, *args))
     made = make(method=YieldsInsideAutocast, max_train_steps=2)
     with pytest.raises(PluginError, match=r"YieldsInsideAutocast\) yielded its loss 'loss' inside a `with"):
         fit(made)

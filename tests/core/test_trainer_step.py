@@ -1,4 +1,4 @@
-"""The trainer's step on the toy family: what is added up, clipped, skipped and refused."""
+"""The trainer's step on small videos: what is added up, clipped, skipped and refused."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_video import SmallVideoAdapter, small_raw_batch, small_roles, small_run
 
 import fvd
 from fvd.config.models import MethodConfig
 from fvd.errors import FvdError, PluginError
 from fvd.metrics import StepMetrics
 from fvd.signals import StopSignals
-from fvd.testing.toy import ToyAdapter, toy_raw_batch, toy_roles, toy_run
 from fvd.trackers.base import TrackerGroup
 from fvd.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
 
@@ -49,9 +49,9 @@ class Regress(fvd.Method):
 @pytest.fixture
 def make_trainer():
     def make(spoil: str = "", **training: object) -> Trainer:
-        roles = toy_roles({"student": True})
-        run = toy_run(roles, MethodConfig(), training=training)
-        adapter = ToyAdapter()
+        roles = small_roles({"student": True})
+        run = small_run(roles, MethodConfig(), training=training)
+        adapter = SmallVideoAdapter()
         method = Regress.build(run=run, roles=roles, adapter=adapter)
         method.spoil = spoil
         runtime = SimpleNamespace(
@@ -65,7 +65,7 @@ def make_trainer():
 
 
 def batches(batch_size: int = 2) -> Iterator[fvd.RawBatch]:
-    return (toy_raw_batch(batch_size, seed=seed) for seed in itertools.count())
+    return (small_raw_batch(batch_size, seed=seed) for seed in itertools.count())
 
 
 def student_weights(trainer: Trainer) -> torch.Tensor:
@@ -111,7 +111,7 @@ def test_accumulation_equals_one_large_batch(make_trainer):
 
     def gradient(**training: int) -> torch.Tensor:
         trainer = make_trainer(**training)
-        samples = toy_raw_batch(4, seed=0)
+        samples = small_raw_batch(4, seed=0)
         size = training["train_batch_size"]
         parts = (
             fvd.RawBatch(
@@ -154,10 +154,10 @@ class EveryThird(Regress):
 
 def test_a_schedule_counts_the_steps_of_its_role():
     """A role that steps every third time has decayed when the run ends, not after a third of it."""
-    roles = toy_roles({"student": True})
-    run = toy_run(roles, MethodConfig(), training={"max_train_steps": 30})
+    roles = small_roles({"student": True})
+    run = small_run(roles, MethodConfig(), training={"max_train_steps": 30})
     EveryThird.optimizer_specs = lambda self: {"student": fvd.OptimizerSpec(learning_rate=1.0, lr_scheduler="linear")}
-    method = EveryThird.build(run=run, roles=roles, adapter=ToyAdapter())
+    method = EveryThird.build(run=run, roles=roles, adapter=SmallVideoAdapter())
     assert method.count_role_steps(30) == {"student": 10}
     rates = []
     for iteration in range(1, 31):

@@ -6,10 +6,11 @@ The student's samples are m + s z. Where m = mu and the critic is optimal, the g
 from __future__ import annotations
 
 import torch
+from small_video import SmallVideoAdapter, small_raw_batch, small_run
 from torch import Tensor, nn
 
 from fvd import RoleHandle, RoleManager
-from fvd.testing.toy import ToyAdapter, toy_raw_batch, toy_run, train_step
+from fvd.testing.steps import train_step
 from fvd_dmd2.config import DMD2Config
 from fvd_dmd2.method import DMD2Method
 
@@ -49,15 +50,15 @@ def gaussian_dmd2(student_mean: float, critic_mean: float, *, interval: int) -> 
         "critic": GaussianScore(critic_mean),
     }
     handles = [
-        RoleHandle(name=name, family="toy", trainable=name != "teacher", modules={"transformer": module})
+        RoleHandle(name=name, family="small_video", trainable=name != "teacher", modules={"transformer": module})
         for name, module in modules.items()
     ]
     for handle in handles:
         handle.apply_trainable()
     roles = RoleManager(handles)
     config = DMD2Config(dmd_denoising_steps=[1000], generator_update_interval=interval, real_score_guidance_scale=0)
-    run = toy_run(roles, config, training={"learning_rate": 0.05, "weight_decay": 0.0, "betas": (0.0, 0.99)})
-    return DMD2Method.build(run=run, roles=roles, adapter=ToyAdapter())
+    run = small_run(roles, config, training={"learning_rate": 0.05, "weight_decay": 0.0, "betas": (0.0, 0.99)})
+    return DMD2Method.build(run=run, roles=roles, adapter=SmallVideoAdapter())
 
 
 def mean_of(method: DMD2Method, role: str) -> float:
@@ -66,7 +67,7 @@ def mean_of(method: DMD2Method, role: str) -> float:
 
 def test_matching_distributions_are_a_fixed_point():
     method = gaussian_dmd2(TARGET_MEAN, TARGET_MEAN, interval=1)
-    logged = train_step(method, toy_raw_batch(4), 1)
+    logged = train_step(method, small_raw_batch(4), 1)
     assert logged["student_loss"] == 0
     assert mean_of(method, "student") == TARGET_MEAN
 
@@ -74,13 +75,13 @@ def test_matching_distributions_are_a_fixed_point():
 def test_gradient_points_to_the_teacher():
     for student_mean in (TARGET_MEAN - 1, TARGET_MEAN + 1):
         method = gaussian_dmd2(student_mean, student_mean, interval=1)
-        train_step(method, toy_raw_batch(4), 1)
+        train_step(method, small_raw_batch(4), 1)
         assert (mean_of(method, "student") - student_mean) * (TARGET_MEAN - student_mean) > 0
 
 
 def test_dmd2_brings_the_student_to_the_teacher_and_the_critic_to_the_student():
     method = gaussian_dmd2(-1.0, 0.5, interval=3)
     for iteration in range(1, 601):
-        train_step(method, toy_raw_batch(2), iteration)
+        train_step(method, small_raw_batch(2), iteration)
     assert abs(mean_of(method, "student") - TARGET_MEAN) < 0.15
     assert abs(mean_of(method, "critic") - mean_of(method, "student")) < 0.25

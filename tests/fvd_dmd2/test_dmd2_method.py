@@ -6,10 +6,11 @@ from collections import Counter
 
 import pytest
 import torch
+from small_video import SmallVideoAdapter, small_raw_batch, small_roles, small_run
 from torch import Tensor
 
 import fvd
-from fvd.testing.toy import ToyAdapter, toy_random, toy_raw_batch, toy_roles, toy_run, train_step
+from fvd.testing.steps import step_random, train_step
 from fvd_dmd2.config import DMD2Config
 from fvd_dmd2.ladder import student_timesteps, unshifted_timestep
 from fvd_dmd2.method import DMD2Method
@@ -19,15 +20,15 @@ ROLES = {"student": True, "teacher": False, "critic": True}
 
 
 def build(adapter: fvd.Adapter | None = None, *, flow_shift: float = 3.0, training=None, **config) -> DMD2Method:
-    roles = toy_roles(ROLES)
-    run = toy_run(
+    roles = small_roles(ROLES)
+    run = small_run(
         roles,
         DMD2Config(**{"dmd_denoising_steps": LADDER} | config),
         method="dmd2",
         flow_shift=flow_shift,
         training={"learning_rate": 1e-2, "weight_decay": 0.0} | (training or {}),
     )
-    method = DMD2Method.build(run=run, roles=roles, adapter=adapter or ToyAdapter(flow_shift=flow_shift))
+    method = DMD2Method.build(run=run, roles=roles, adapter=adapter or SmallVideoAdapter(flow_shift=flow_shift))
     method.on_train_start()
     return method
 
@@ -60,7 +61,7 @@ def test_critic_moves_every_step_student_when_due_teacher_never():
     teacher = weights(method, "teacher")
     for iteration in range(1, 8):
         student, critic = weights(method, "student"), weights(method, "critic")
-        train_step(method, toy_raw_batch(2), iteration)
+        train_step(method, small_raw_batch(2), iteration)
         assert same(student, weights(method, "student")) == (iteration % 3 != 0)
         assert not same(critic, weights(method, "critic"))
     assert same(teacher, weights(method, "teacher"))
@@ -83,7 +84,7 @@ def test_learning_rates_tick_in_each_roles_own_steps():
         critic_learning_rate=0.5,
     )
     for iteration in range(1, 5):
-        train_step(method, toy_raw_batch(1), iteration)
+        train_step(method, small_raw_batch(1), iteration)
     rates = {role: method.roles[role].lr_schedulers["main"].get_last_lr()[0] for role in ("student", "critic")}
     assert rates == {"student": pytest.approx(0.5), "critic": pytest.approx(0.25)}  # both are half-way down
 
@@ -108,7 +109,7 @@ def test_forwards_of_a_step():
     method = build(generator_update_interval=2)
     for iteration in range(1, 9):
         calls = count_forwards(method)
-        exit_step = train_step(method, toy_raw_batch(2), iteration)["rollout/exit_step"]
+        exit_step = train_step(method, small_raw_batch(2), iteration)["rollout/exit_step"]
         due = iteration % 2 == 0
         want = {("student", False): exit_step + (not due), ("critic", True): 1}
         if due:
@@ -127,32 +128,32 @@ def test_forwards_of_a_step():
     ],
 )
 def test_without_guidance_there_is_no_unconditional_forward(config):
-    adapter = ToyAdapter()
+    adapter = SmallVideoAdapter()
     adapter.ensure_negative_conditioning = lambda: pytest.fail("negative conditioning was asked for")
     method = build(adapter, generator_update_interval=1, **config)
     calls = count_forwards(method)
-    train_step(method, toy_raw_batch(2), 1)
+    train_step(method, small_raw_batch(2), 1)
     assert calls["teacher", False] == 1
 
 
 def test_zero_conditioning_needs_no_negative_prompt():
-    adapter = ToyAdapter()
+    adapter = SmallVideoAdapter()
     adapter.ensure_negative_conditioning = lambda: pytest.fail("negative conditioning was asked for")
     method = build(adapter, generator_update_interval=1, cfg_uncond={"text": "zero"})
     calls = count_forwards(method)
-    train_step(method, toy_raw_batch(2), 1)
+    train_step(method, small_raw_batch(2), 1)
     assert calls["teacher", False] == 2
 
 
 def test_missing_negative_conditioning_is_an_error_not_a_silent_pass():
-    adapter = ToyAdapter()
+    adapter = SmallVideoAdapter()
     adapter.ensure_negative_conditioning = lambda: None
     method = build(adapter, generator_update_interval=1)
     with pytest.raises(fvd.FvdError, match="no unconditional conditioning"):
-        train_step(method, toy_raw_batch(2), 1)
+        train_step(method, small_raw_batch(2), 1)
 
 
-class RecordingAdapter(ToyAdapter):
+class RecordingAdapter(SmallVideoAdapter):
     attn_kinds = frozenset({"dense", "vsa"})
 
     def __init__(self) -> None:
@@ -167,9 +168,9 @@ class RecordingAdapter(ToyAdapter):
 def test_attn_kind_reaches_the_student_only():
     adapter = RecordingAdapter()
     method = build(adapter, generator_update_interval=1, attn_kind="vsa")
-    train_step(method, toy_raw_batch(1), 1)
+    train_step(method, small_raw_batch(1), 1)
     assert adapter.seen == {("student", "vsa"), ("teacher", "dense"), ("critic", "dense")}
-    assert build(attn_kind="vsa").student_attn_kind == "dense"  # the toy has no vsa
+    assert build(attn_kind="vsa").student_attn_kind == "dense"  # the adapter has no vsa
 
 
 @pytest.mark.parametrize(("mode", "source"), [("simulate", "zeros"), ("data_latent", "data")])
@@ -177,7 +178,7 @@ def test_simulate_trains_on_text_alone(mode, source):
     method = build(rollout_mode=mode)
     assert method.latents_source(method.run) == source
     if mode == "simulate":
-        assert train_step(method, toy_raw_batch(2, latents=False), 5).keys() >= {"student_loss", "critic_loss"}
+        assert train_step(method, small_raw_batch(2, latents=False), 5).keys() >= {"student_loss", "critic_loss"}
 
 
 def test_data_latent_picks_a_step_for_each_sample():
@@ -191,14 +192,14 @@ def test_data_latent_picks_a_step_for_each_sample():
 
     method.adapter.predict_x0 = predict_x0
     for iteration in range(1, 5):
-        train_step(method, toy_raw_batch(4), iteration)
+        train_step(method, small_raw_batch(4), iteration)
     assert {t for ts in seen for t in ts} == set(LADDER)
     assert any(len(set(ts)) > 1 for ts in seen)
 
 
 # --- samples and randomness ------------------------------------------------------------------------------------------
 def gradients_at(method: DMD2Method, raw: fvd.RawBatch, *, first_position: int) -> dict[str, list[Tensor]]:
-    rng = toy_random(5, raw.batch_size, first_position=first_position)
+    rng = step_random(5, raw.batch_size, first_position=first_position)
     for loss in method.single_train_step(raw, 5, rng=rng):
         loss.value.backward()
     result = {}
@@ -216,7 +217,7 @@ def sample(raw: fvd.RawBatch, index: int) -> fvd.RawBatch:
 @pytest.mark.parametrize("rollout_mode", ["simulate", "data_latent"])
 def test_a_batch_is_the_mean_of_its_samples(rollout_mode):
     """No sample's gradient depends on what else is in the batch, nor do its draws."""
-    method, raw = build(rollout_mode=rollout_mode), toy_raw_batch(3)
+    method, raw = build(rollout_mode=rollout_mode), small_raw_batch(3)
     together = gradients_at(method, raw, first_position=0)
     alone = [gradients_at(method, sample(raw, index), first_position=index) for index in range(3)]
     for role in ("student", "critic"):
@@ -228,12 +229,12 @@ def test_a_batch_is_the_mean_of_its_samples(rollout_mode):
 def test_steps_are_functions_of_the_seed():
     first, second = build(), build()
     for iteration in (4, 5):
-        assert train_step(first, toy_raw_batch(2), iteration) == train_step(second, toy_raw_batch(2), iteration)
+        assert train_step(first, small_raw_batch(2), iteration) == train_step(second, small_raw_batch(2), iteration)
     assert same(weights(first, "student"), weights(second, "student"))
 
 
 def test_non_finite_teacher_sample_is_dropped_and_counted():
-    method, raw = build(), toy_raw_batch(3)
+    method, raw = build(), small_raw_batch(3)
     clean = gradients_at(method, raw, first_position=0)
     original = method.adapter.predict_x0
 
@@ -248,7 +249,7 @@ def test_non_finite_teacher_sample_is_dropped_and_counted():
     dropped = gradients_at(method, raw, first_position=0)
     for with_all, without, part in zip(clean["student"], dropped["student"], only_second["student"], strict=True):
         torch.testing.assert_close(without, with_all - part / 3, rtol=1e-4, atol=1e-6)
-    (student, _) = list(method.single_train_step(raw, 5, rng=toy_random(5, 3)))
+    (student, _) = list(method.single_train_step(raw, 5, rng=step_random(5, 3)))
     assert student.counts["dmd/non_finite_samples"] == 1  # a count: summed over micro-batches, not averaged
     assert "dmd/non_finite_samples" not in student.metrics
     logged = train_step(method, raw, 5)
@@ -263,7 +264,7 @@ def test_score_timesteps_have_no_atom(shift, low, high):
     """Kolmogorov-Smirnov distance to the shifted uniform law conditioned on [low, high]."""
     count = 4000
     method = build(flow_shift=shift, min_timestep_ratio=low, max_timestep_ratio=high)
-    t = method.sample_score_timestep(toy_random(1, count)).double().sort().values
+    t = method.sample_score_timestep(step_random(1, count)).double().sort().values
     assert low * 1000 <= t[0]
     assert t[-1] <= high * 1000
 
@@ -304,10 +305,10 @@ def test_unshifted_timestep_is_the_inverse_of_the_shift(shift):
     for timestep in (0.0, 20.0, 500.0, 980.0, 1000.0):
         sigma = timestep / 1000
         expected = 1000 * sigma / (shift - (shift - 1) * sigma)
-        assert unshifted_timestep(ToyAdapter(flow_shift=shift), timestep) == pytest.approx(expected, abs=5e-3)
+        assert unshifted_timestep(SmallVideoAdapter(flow_shift=shift), timestep) == pytest.approx(expected, abs=5e-3)
 
 
-class CosineAdapter(ToyAdapter):
+class CosineAdapter(SmallVideoAdapter):
     """A schedule with no formula that dmd2 could know."""
 
     def shift_and_clamp_timestep(self, t):
@@ -346,7 +347,7 @@ def test_sampling_plan_is_the_ladder():
 
 
 # --- other adapters --------------------------------------------------------------------------------------------------
-class NoisePredictingAdapter(ToyAdapter):
+class NoisePredictingAdapter(SmallVideoAdapter):
     """The same process, with a network that predicts the noise; x0 = (x_t - sigma noise) / (1 - sigma), floored."""
 
     def training_target(self, x0, noise, t):
@@ -359,10 +360,10 @@ class NoisePredictingAdapter(ToyAdapter):
 
 def test_critic_regresses_on_the_adapters_own_target():
     method = build(NoisePredictingAdapter())
-    raw = toy_raw_batch(2)
-    [loss] = list(method.single_train_step(raw, 1, rng=toy_random(1, 2)))
+    raw = small_raw_batch(2)
+    [loss] = list(method.single_train_step(raw, 1, rng=step_random(1, 2)))
     # replay: rollout, then t and noise of the critic
-    rng = toy_random(1, 2)
+    rng = step_random(1, 2)
     batch = method.adapter.prepare_batch(raw, latents_source="zeros")
     x0 = method.roll_out(batch, rng, with_grad=False).x0
     t = method.sample_score_timestep(rng)
@@ -372,23 +373,23 @@ def test_critic_regresses_on_the_adapters_own_target():
 
 
 def test_other_timestep_scale_is_refused():
-    adapter = ToyAdapter()
+    adapter = SmallVideoAdapter()
     adapter.num_train_timesteps = 4000
     with pytest.raises(fvd.FvdError, match="counts timesteps to 1000"):
         build(adapter)
 
 
 def test_missing_roles_are_named():
-    roles = toy_roles({"student": True})
-    run = toy_run(roles, DMD2Config(dmd_denoising_steps=LADDER))
+    roles = small_roles({"student": True})
+    run = small_run(roles, DMD2Config(dmd_denoising_steps=LADDER))
     with pytest.raises(fvd.FvdError, match="missing roles: teacher, critic"):
-        DMD2Method.build(run=run, roles=roles, adapter=ToyAdapter())
+        DMD2Method.build(run=run, roles=roles, adapter=SmallVideoAdapter())
 
 
 def test_equal_teacher_and_critic_give_no_gradient():
     method = build(generator_update_interval=1, real_score_guidance_scale=0.0)
     network(method, "critic").load_state_dict(network(method, "teacher").state_dict())
-    logged = train_step(method, toy_raw_batch(3), 1)
+    logged = train_step(method, small_raw_batch(3), 1)
     assert logged["student_loss"] < 1e-12  # equal weights; kernels may round differently (exact: test_dmd2_gaussian)
     assert logged["dmd/gradient_rms"] < 1e-6
     assert logged["dmd/score_gap"] < 1e-6

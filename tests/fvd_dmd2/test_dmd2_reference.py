@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from small_video import NEGATIVE_PROMPT, SmallVideoAdapter, small_raw_batch, small_roles, small_run
 
 from fvd import RawBatch, RoleManager, StepRandom
-from fvd.testing.toy import NEGATIVE_PROMPT, ToyAdapter, toy_random, toy_raw_batch, toy_roles, toy_run
+from fvd.testing.steps import step_random
 from fvd_dmd2.config import DMD2Config
 from fvd_dmd2.method import DMD2Method
 
@@ -49,7 +50,7 @@ class Reference:
         if uncond and self.uncond == "zero":
             text = torch.zeros_like(text)
         elif uncond:
-            negative = ToyAdapter().encode_prompts([NEGATIVE_PROMPT])
+            negative = SmallVideoAdapter().encode_prompts([NEGATIVE_PROMPT])
             text = negative.embeddings.double().expand(len(x_t), -1, -1)
             mask = negative.mask.double().expand(len(x_t), -1)
         return self.nets[role](x_t, sigma, text, mask)
@@ -121,23 +122,23 @@ def grads(method: DMD2Method, role: str) -> list[torch.Tensor]:
 
 def compare(config: DMD2Config, reference_scale: float, *, batch_size: int, iteration: int) -> float:
     """Run one step both ways; returns the exit step."""
-    roles = toy_roles({"student": True, "teacher": False, "critic": True}, seed=7)
-    raw = toy_raw_batch(batch_size, seed=3)
+    roles = small_roles({"student": True, "teacher": False, "critic": True}, seed=7)
+    raw = small_raw_batch(batch_size, seed=3)
     reference = Reference(
         roles, raw, scale=reference_scale, warp=config.warp_denoising_step, uncond=config.cfg_uncond.text
     ).step(
         config.rollout_mode,
-        toy_random(iteration, batch_size),
+        step_random(iteration, batch_size),
         student_due=iteration % config.generator_update_interval == 0,
         low=config.min_timestep_ratio,
         high=config.max_timestep_ratio,
     )
-    adapter = ToyAdapter(flow_shift=SHIFT)
-    method = DMD2Method.build(run=toy_run(roles, config, flow_shift=SHIFT), roles=roles, adapter=adapter)
+    adapter = SmallVideoAdapter(flow_shift=SHIFT)
+    method = DMD2Method.build(run=small_run(roles, config, flow_shift=SHIFT), roles=roles, adapter=adapter)
     method.on_train_start()
 
     losses = {}
-    for loss in method.single_train_step(raw, iteration, rng=toy_random(iteration, batch_size)):
+    for loss in method.single_train_step(raw, iteration, rng=step_random(iteration, batch_size)):
         loss.value.backward()
         losses[loss.name] = loss
 

@@ -10,9 +10,10 @@ import sys
 import pytest
 import torch
 from pydantic import ValidationError
+from small_video import SmallVideoAdapter, small_raw_batch, small_roles, small_run
 
 import fvd
-from fvd.testing.toy import ToyAdapter, toy_random, toy_raw_batch, toy_roles, toy_run, train_step
+from fvd.testing.steps import step_random, train_step
 from fvd_finetune import plugin
 from fvd_finetune.config import FinetuneConfig
 from fvd_finetune.densities import mode_density, sample_u
@@ -28,14 +29,14 @@ DENSITIES = [
 
 
 def build(adapter: fvd.Adapter | None = None, *, flow_shift: float = 3.0, training=None, **config) -> FinetuneMethod:
-    roles = toy_roles({"student": True}, seed=5)
-    run = toy_run(roles, FinetuneConfig(**config), method="finetune", flow_shift=flow_shift, training=training)
-    return FinetuneMethod.build(run=run, roles=roles, adapter=adapter or ToyAdapter(flow_shift=flow_shift))
+    roles = small_roles({"student": True}, seed=5)
+    run = small_run(roles, FinetuneConfig(**config), method="finetune", flow_shift=flow_shift, training=training)
+    return FinetuneMethod.build(run=run, roles=roles, adapter=adapter or SmallVideoAdapter(flow_shift=flow_shift))
 
 
 def step(method: FinetuneMethod, raw: fvd.RawBatch, *, iteration: int = 1, first_position: int = 0) -> fvd.Loss:
     method.roles["student"].modules["transformer"].zero_grad()
-    rng = toy_random(iteration, raw.batch_size, first_position=first_position)
+    rng = step_random(iteration, raw.batch_size, first_position=first_position)
     [loss] = list(method.single_train_step(raw, iteration, rng=rng))
     loss.value.backward()
     return loss
@@ -49,11 +50,11 @@ def gradient(method: FinetuneMethod) -> torch.Tensor:
 @pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
 @pytest.mark.parametrize("density", DENSITIES, ids=str)
 def test_loss_and_gradient_equal_float64_reference(density, shift, batch_size):
-    method, raw = build(flow_shift=shift, **density), toy_raw_batch(batch_size)
+    method, raw = build(flow_shift=shift, **density), small_raw_batch(batch_size)
     net = copy.deepcopy(method.roles["student"].modules["transformer"]).double()
     loss = step(method, raw)
 
-    config, draws = FinetuneConfig(**density), toy_random(1, batch_size).per_sample
+    config, draws = FinetuneConfig(**density), step_random(1, batch_size).per_sample
     losses, sigmas = [], []
     for index, generator in enumerate(draws):
         if config.timestep_density == "logit_normal":
@@ -82,7 +83,7 @@ def test_loss_and_gradient_equal_float64_reference(density, shift, batch_size):
 
 
 def test_a_batch_is_the_mean_of_its_samples():
-    method, raw = build(), toy_raw_batch(3)
+    method, raw = build(), small_raw_batch(3)
     step(method, raw)
     together, alone = gradient(method), []
     for index in range(3):
@@ -93,15 +94,15 @@ def test_a_batch_is_the_mean_of_its_samples():
     torch.testing.assert_close(together, torch.stack(alone).mean(dim=0), rtol=1e-5, atol=1e-6)
 
 
-class NoisePredictingAdapter(ToyAdapter):
+class NoisePredictingAdapter(SmallVideoAdapter):
     def training_target(self, x0, noise, t):
         return noise
 
 
 def test_regresses_on_the_adapters_own_target():
-    method, raw = build(NoisePredictingAdapter()), toy_raw_batch(2)
+    method, raw = build(NoisePredictingAdapter()), small_raw_batch(2)
     loss = step(method, raw)
-    rng = toy_random(1, 2)
+    rng = step_random(1, 2)
     t = method.adapter.shift_and_clamp_timestep(1000 * (1 - rng.rand()))
     x0 = raw.tensors["vae_latent"]
     noise = rng.randn_like(x0)
@@ -111,7 +112,7 @@ def test_regresses_on_the_adapters_own_target():
 
 
 def test_dropped_text_reaches_the_network_as_dropped():
-    method, raw = build(), toy_raw_batch(2)
+    method, raw = build(), small_raw_batch(2)
     kept = step(method, raw).value.item()
     dropped = fvd.RawBatch(raw.tensors, torch.tensor([True, False]), raw.info)
     assert step(method, dropped).value.item() != kept
@@ -119,7 +120,7 @@ def test_dropped_text_reaches_the_network_as_dropped():
 
 def test_training_lowers_the_loss_on_fixed_noise():
     method = build(training={"learning_rate": 1e-2, "weight_decay": 0.0})
-    raw = toy_raw_batch(2)
+    raw = small_raw_batch(2)
 
     def fixed_loss() -> float:
         return sum(step(method, raw, iteration=1000 + i).value.item() for i in range(8))
@@ -134,10 +135,10 @@ def test_training_lowers_the_loss_on_fixed_noise():
 
 # --- densities -------------------------------------------------------------------------------------------------------
 def sigmas(shift: float = 1.0, count: int = 4000, **density) -> torch.Tensor:
-    u = sample_u(FinetuneConfig(**density), toy_random(1, count))
+    u = sample_u(FinetuneConfig(**density), step_random(1, count))
     assert u.min() >= 0
     assert u.max() <= 1
-    return ToyAdapter(flow_shift=shift).shift_and_clamp_timestep(1000 * (1 - u)) / 1000
+    return SmallVideoAdapter(flow_shift=shift).shift_and_clamp_timestep(1000 * (1 - u)) / 1000
 
 
 @pytest.mark.parametrize(("shift", "median"), [(1, 0.5), (3, 0.75), (5, 0.833), (8, 0.889)])

@@ -13,7 +13,6 @@ import torch
 import fvd
 from fvd.errors import FvdError
 from fvd.recompute import recompute_activations
-from fvd_wan.adapter import WanConditioning
 
 
 def draw(*shape, seed=0):
@@ -22,7 +21,7 @@ def draw(*shape, seed=0):
 
 @pytest.fixture
 def cond(raw_batch):
-    return WanConditioning(raw_batch.tensors["text_embedding"])
+    return fvd.TextConditioning(raw_batch.tensors["text_embedding"], raw_batch.tensors["text_embedding_mask"])
 
 
 # --- prediction --------------------------------------------------------------------------------------------------------
@@ -45,7 +44,7 @@ def test_prediction_identities(shared, cond):
 def test_predict_is_the_network(shared, cond):
     x_t, t = draw(2, 16, 3, 8, 8), torch.tensor([700.0, 30.0])
     with torch.no_grad():
-        expected = shared.handle.modules["transformer"](x_t, timestep=t, encoder_hidden_states=cond.prompt_embeds).sample
+        expected = shared.handle.modules["transformer"](x_t, timestep=t, encoder_hidden_states=cond.embeddings).sample
         assert torch.equal(shared.adapter.predict(shared.handle, x_t, t, cond), expected)
         assert torch.equal(shared.adapter.bind(shared.handle).predict(x_t, t, cond), expected)
 
@@ -53,7 +52,7 @@ def test_predict_is_the_network(shared, cond):
 def test_every_sample_has_its_own_timestep_and_text(shared, cond):
     x_t, t = draw(2, 16, 3, 8, 8), torch.tensor([950.0, 50.0])
     predict = torch.no_grad()(
-        lambda s: shared.adapter.predict(shared.handle, x_t[s], t[s], WanConditioning(cond.prompt_embeds[s]))
+        lambda s: shared.adapter.predict(shared.handle, x_t[s], t[s], fvd.TextConditioning(cond.embeddings[s], cond.mask[s]))
     )
 
     together = predict(slice(0, 2))
@@ -67,7 +66,7 @@ def test_every_sample_has_its_own_timestep_and_text(shared, cond):
 def test_text_reaches_the_prediction(shared, cond):
     x_t, t = draw(2, 16, 3, 8, 8), torch.tensor([950.0, 50.0])
     zero = shared.adapter.zero_conditioning(cond)
-    assert torch.equal(zero.prompt_embeds, torch.zeros(2, 512, 32))
+    assert torch.equal(zero.embeddings, torch.zeros(2, 512, 32))
     with torch.no_grad():
         difference = shared.adapter.predict(shared.handle, x_t, t, cond) - shared.adapter.predict(shared.handle, x_t, t, zero)
     assert difference.abs().max() > 1e-4
@@ -149,7 +148,7 @@ def test_nothing_is_autocast_on_the_cpu(build, cond):
 
 def test_unknown_attention_is_refused(shared, cond):
     with pytest.raises(FvdError, match="attention 'sparse'"):
-        shared.adapter.predict(shared.handle, draw(2, 16, 3, 8, 8), torch.tensor([1.0, 2.0]), cond, attn_kind="sparse")
+        shared.adapter.bind(shared.handle).predict(draw(2, 16, 3, 8, 8), torch.tensor([1.0, 2.0]), cond, attn_kind="sparse")
 
 
 # --- latents -----------------------------------------------------------------------------------------------------------
@@ -213,9 +212,9 @@ def test_dropped_samples_get_the_empty_prompt(build, raw_batch):
     adapter.on_train_start()
     dropped = dataclasses.replace(raw_batch, dropped=torch.tensor([True, False]))
 
-    embeds = adapter.prepare_batch(dropped, latents_source="data").cond.prompt_embeds
+    embeds = adapter.prepare_batch(dropped, latents_source="data").cond.embeddings
 
-    assert torch.equal(embeds[0], adapter.encode_prompts([""]).prompt_embeds[0])
+    assert torch.equal(embeds[0], adapter.encode_prompts([""]).embeddings[0])
     assert torch.equal(embeds[1], raw_batch.tensors["text_embedding"][1])
     assert embeds[0].abs().sum() > 0
 
@@ -224,8 +223,8 @@ def test_no_text_encoder_is_loaded_where_nothing_is_dropped(build, raw_batch, mo
     def fail(*_):
         raise AssertionError("the text encoder was loaded")
 
-    monkeypatch.setattr("fvd_wan.components.load_text_encoder", fail)
-    monkeypatch.setattr("fvd_wan.components.load_vae", fail)
+    monkeypatch.setattr("fvd.diffusers_format.components.load_text_encoder", fail)
+    monkeypatch.setattr("fvd.diffusers_format.components.load_network", fail)
     adapter = build().adapter
     adapter.on_train_start()
     adapter.prepare_batch(raw_batch, latents_source="data")
@@ -242,14 +241,14 @@ def test_negative_conditioning_is_explicit_and_idempotent(build, raw_batch, monk
 
     adapter.ensure_negative_conditioning()
     adapter.release()
-    monkeypatch.setattr("fvd_wan.components.load_text_encoder", lambda *_: pytest.fail("encoded twice"))
+    monkeypatch.setattr("fvd.diffusers_format.components.load_text_encoder", lambda *_: pytest.fail("encoded twice"))
     adapter.ensure_negative_conditioning()
     uncond = adapter.prepare_batch(raw_batch, latents_source="zeros").uncond
 
     monkeypatch.undo()
-    expected = adapter.encode_prompts(["static", "static"]).prompt_embeds
-    assert torch.equal(uncond.prompt_embeds, expected)
-    assert torch.equal(adapter.negative_conditioning(2).prompt_embeds, expected)
+    expected = adapter.encode_prompts(["static", "static"]).embeddings
+    assert torch.equal(uncond.embeddings, expected)
+    assert torch.equal(adapter.negative_conditioning(2).embeddings, expected)
 
 
 def test_release_frees_vae_and_text_encoder(build):

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 import fvd
 from fvd.errors import FvdError, ModelError
-from fvd_wan.adapter import WanConditioning
 from fvd_wan.family import WanFamily
 from fvd_wan.tiny import make_tiny_transformer
 
@@ -60,7 +59,7 @@ def test_shard_units_are_the_blocks(shared):
 
 def test_data_spec(shared):
     spec = shared.family.data_spec()
-    assert (spec.kind, spec.text_padding_length, spec.conditioning_dropout) == ("parquet", 512, "empty_prompt")
+    assert (spec.text_padding_length, spec.conditioning_dropout) == (512, "empty_prompt")
     latents, text = spec.fields
     assert (latents.name, text.name) == ("vae_latent", "text_embedding")
     assert (latents.axes, latents.sizes, latents.source) == (("C", "T", "H", "W"), {"C": 16}, "latents")
@@ -74,11 +73,11 @@ def test_each_sample_goes_to_the_expert_of_its_timestep(build, tiny_copy, raw_ba
     experts = built.handle.modules
     assert list(experts) == ["transformer", "transformer_2"]
     x_t = torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    text = raw_batch.tensors["text_embedding"]
+    text, mask = raw_batch.tensors["text_embedding"], raw_batch.tensors["text_embedding_mask"]
     for pair in ([874.9, 875.0], [875.0, 10.0], [1000.0, 900.0], [100.0, 3.0]):
         t = torch.tensor(pair)
         with torch.no_grad():
-            actual = built.adapter.predict(built.handle, x_t, t, WanConditioning(text))
+            actual = built.adapter.predict(built.handle, x_t, t, fvd.TextConditioning(text, mask))
             for i in range(2):
                 expert = experts["transformer_2" if t[i] < 875 else "transformer"]
                 expected = expert(x_t[i : i + 1], timestep=t[i : i + 1], encoder_hidden_states=text[i : i + 1]).sample
@@ -207,8 +206,8 @@ def break_agreement_text(model):
         (break_weight_shape, "transformer cannot be loaded"),
         (break_time_per_token, "TI2V"),
         (break_no_vae, "has no vae"),
-        (break_vae_class, "not a Wan VAE"),
-        (break_vae_statistics, "latents_std must have 16"),
+        (break_vae_class, "AutoencoderKL, not a AutoencoderKLWan"),
+        (break_vae_statistics, "must have 16 entries"),
         (break_text_encoder, "'t5'"),
         (break_agreement_channels, "role 'student'.*16 latent channels.*have 4 and 32"),
         (break_agreement_text, "text of width 32.*have 16 and 64"),

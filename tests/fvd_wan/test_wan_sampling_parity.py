@@ -111,7 +111,7 @@ def test_prompt_embeddings_equal_diffusers(pipeline, adapter):
     prompts = [PROMPT, "", "a very long text " * 200, "naÃ¯ve &lt;b&gt;\n tabs\tand   spaces "]
     expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)
 
-    actual = adapter.encode_prompts(prompts).prompt_embeds
+    actual = adapter.encode_prompts(prompts).embeddings
 
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     assert torch.equal(actual[1, 1:], torch.zeros(511, 32))  # "" is one token, </s>; the rest is padding

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 import fvd
 from fvd.errors import FvdError, ModelError
 from fvd_wan.cli import configure
-from fvd_wan.encoders import WAN_PLAN
+from fvd_wan.components import WAN_PLAN
 from fvd_wan.tiny import make_tiny_wan
 
 
@@ -67,7 +67,7 @@ def test_a_failure_leaves_what_was_there(tiny_copy, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fvd_wan.tiny.save_tiny_tokenizer", full)
-    with pytest.raises(ModelError, match="No space left"):
+    with pytest.raises(FvdError, match="No space left"):
         make_tiny_wan(tiny_copy, seed=5, overwrite=True)
     assert content(tiny_copy) == before
     assert [path.name for path in tiny_copy.parent.iterdir()] == [tiny_copy.name]
@@ -152,7 +152,7 @@ def test_encode_text_is_unpadded_and_does_not_depend_on_its_batch(shared):
     assert len(together[1]) > len(together[0]) > 1
     for caption, embedding in zip(captions, together, strict=True):
         assert torch.equal(encoders.encode_text([caption])[0], embedding)
-    padded = shared.adapter.encode_prompts(captions).prompt_embeds
+    padded = shared.adapter.encode_prompts(captions).embeddings
     assert all(torch.equal(padded[i, : len(e)], e) for i, e in enumerate(together))
 
 

@@ -49,6 +49,14 @@ _EXPORTS = {
     "Batch": "fvd.adapters",
     "FlowMatchingAdapter": "fvd.adapters",
     "RoleView": "fvd.adapters",
+    "DiffusionAdapter": "fvd.diffusion",
+    "DiffusionSchedule": "fvd.diffusion",
+    "Components": "fvd.components",
+    "TextConditioning": "fvd.components",
+    "TextToVideo": "fvd.textvideo",
+    "TextToVideoAdapter": "fvd.textvideo",
+    "TextToVideoDiffusionAdapter": "fvd.textvideo",
+    "TextToVideoFamily": "fvd.textvideo",
     "DataSpec": "fvd.data.spec",
     "FieldSpec": "fvd.data.spec",
     "RawBatch": "fvd.data.spec",
@@ -97,6 +105,8 @@ if TYPE_CHECKING:
     from fvd.adapters import Batch as Batch
     from fvd.adapters import FlowMatchingAdapter as FlowMatchingAdapter
     from fvd.adapters import RoleView as RoleView
+    from fvd.components import Components as Components
+    from fvd.components import TextConditioning as TextConditioning
     from fvd.config.check import CheckContext as CheckContext
     from fvd.config.models import MethodConfig as MethodConfig
     from fvd.config.models import PipelineConfig as PipelineConfig
@@ -108,6 +118,8 @@ if TYPE_CHECKING:
     from fvd.data.spec import RawBatch as RawBatch
     from fvd.data.spec import VideoGeometry as VideoGeometry
     from fvd.data.video import write_video as write_video
+    from fvd.diffusion import DiffusionAdapter as DiffusionAdapter
+    from fvd.diffusion import DiffusionSchedule as DiffusionSchedule
     from fvd.errors import DataError as DataError
     from fvd.errors import FvdError as FvdError
     from fvd.errors import ModelError as ModelError
@@ -144,6 +156,10 @@ if TYPE_CHECKING:
     from fvd.specs import SamplerSpec as SamplerSpec
     from fvd.specs import TrackerSpec as TrackerSpec
     from fvd.specs import ValidatorSpec as ValidatorSpec
+    from fvd.textvideo import TextToVideo as TextToVideo
+    from fvd.textvideo import TextToVideoAdapter as TextToVideoAdapter
+    from fvd.textvideo import TextToVideoDiffusionAdapter as TextToVideoDiffusionAdapter
+    from fvd.textvideo import TextToVideoFamily as TextToVideoFamily
     from fvd.trackers.base import Tracker as Tracker
     from fvd.trackers.base import TrackerContext as TrackerContext
     from fvd.validation.base import Artifact as Artifact

@@ -8,7 +8,7 @@ implements the primitives that it declares in its `fvd.FamilySpec`, and inherits
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -153,22 +153,30 @@ class RoleView:
     handle: RoleHandle
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
-        return self._checked("predict", self.adapter.predict(self.handle, x_t, t, cond, attn_kind=attn_kind), x_t)
+        return self._checked("predict", self.adapter.predict, x_t, t, cond, attn_kind)
 
     def predict_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
-        return self._checked("predict_x0", self.adapter.predict_x0(self.handle, x_t, t, cond, attn_kind=attn_kind), x_t)
+        return self._checked("predict_x0", self.adapter.predict_x0, x_t, t, cond, attn_kind)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
-        return self._checked("predict_noise", self.adapter.predict_noise(self.handle, x_t, t, cond, attn_kind=attn_kind), x_t)
+        return self._checked("predict_noise", self.adapter.predict_noise, x_t, t, cond, attn_kind)
 
-    def _checked(self, primitive: str, output: Tensor, x_t: Tensor) -> Tensor:
+    def _checked(
+        self, name: str, primitive: Callable[..., Tensor], x_t: Tensor, t: Tensor, cond: Conditioning, attn_kind: str
+    ) -> Tensor:
         """A wrong shape would broadcast in a loss and train on nonsense; it costs nothing to look."""
+        if attn_kind not in self.adapter.attn_kinds:
+            raise PluginError(
+                f"the family {self.handle.family} has no attention {attn_kind!r}",
+                cure=f"It has: {', '.join(sorted(self.adapter.attn_kinds))}. A method asks with supported_attn_kind().",
+            )
+        output = primitive(self.handle, x_t, t, cond, attn_kind=attn_kind)
         if isinstance(output, Tensor) and output.shape == x_t.shape and output.dtype == torch.float32:
             return output
         got = f"{list(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
         adapter = type(self.adapter)
         raise PluginError(
-            f"{adapter.__module__}.{adapter.__name__}.{primitive} must return float32 of shape {list(x_t.shape)}, got {got}",
+            f"{adapter.__module__}.{adapter.__name__}.{name} must return float32 of shape {list(x_t.shape)}, got {got}",
             cure=f"This is an error of the family {self.handle.family}; report it to its authors.",
         )
 

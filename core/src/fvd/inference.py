@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from fvd.config.models import RunConfig
 from fvd.errors import FvdError, did_you_mean
 from fvd.families import Family
 from fvd.methods import Method
-from fvd.plugins import Plugins
+from fvd.plugins import PluginOptions, Plugins
 from fvd.roles import RoleHandle
 from fvd.rundir import RunDirectory
 from fvd.runtime import build_family, family_spec
@@ -62,12 +61,12 @@ class TrainedRun:
         return handle
 
 
-def open_run(path: Path, *, device: torch.device, step: int | None = None, disable: Sequence[str] = ()) -> TrainedRun:
+def open_run(path: Path, *, device: torch.device, options: PluginOptions, step: int | None = None) -> TrainedRun:
     """Raises FvdError for a folder that is no run, or has no checkpoint (of that step)."""
     run_dir = RunDirectory(path.expanduser().absolute())
     if not run_dir.run_file.exists():
         raise FvdError(f"{path} is not a run directory: it has no run.yaml", cure="Name the training.output_dir of a run.")
-    loaded = load_run_file(run_dir.run_file, disable=disable)
+    loaded = load_run_file(run_dir.run_file, options=options)
     config = loaded.require()
     checkpoint = CheckpointManager(run_dir.checkpoints).find(step)
     return TrainedRun(run_dir, config, loaded.plugins, build_family(config, loaded.plugins, device), checkpoint)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 
+from fvd.checkpoint.manager import Checkpoint
 from fvd.config.load import LoadedRun
-from fvd.errors import CheckpointError, FvdError
+from fvd.errors import CheckpointError, FvdError, PluginError
 from fvd.events import RunOutcome
+from fvd.plugins.drift import changed_environment, table
+from fvd.plugins.lock import lock_again
 from fvd.runtime import Runtime, build_runtime, describe_run, plan_run
 from fvd.signals import StopSignals
 from fvd.trackers.base import Tracker, TrackerContext, TrackerGroup
@@ -135,6 +138,23 @@ def _announce(runtime: Runtime) -> None:
     )
     if runtime.resume_from:
         logger.info("continuing from %s", runtime.resume_from.path)
+        _warn_of_drift(runtime.resume_from, runtime)
+
+
+def _warn_of_drift(checkpoint: Checkpoint, runtime: Runtime) -> None:
+    try:
+        locked = checkpoint.lock
+    except PluginError as error:
+        logger.warning("%s", error.message)
+        return
+    now = lock_again(locked, runtime.plugins, runtime.lock.run_file) if locked else None
+    changes = changed_environment(locked, now) if locked and now else []
+    rows = [(one.what, one.was, "->", one.now) for one in changes]
+    if rows:
+        logger.warning(
+            "this is not the environment that the checkpoint was made in, so it may not continue exactly as it would have:\n%s",
+            table(rows),
+        )
 
 
 def _device_name(runtime: Runtime) -> str:

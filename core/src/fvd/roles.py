@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import nn
 from torch.optim import Optimizer
@@ -27,11 +28,13 @@ class RoleHandle:
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     lr_schedulers: dict[str, LRScheduler] = field(default_factory=dict)
 
-    def apply_trainable(self) -> None:
-        """Set ``requires_grad`` from ``trainable``. All modules stay in eval mode: nothing here draws from dropout."""
+    def apply_trainable(self) -> Self:
+        """Set ``requires_grad`` from ``trainable``, and return the handle. All modules stay in eval mode: nothing here draws
+        from dropout."""
         for module in self.modules.values():
             module.requires_grad_(self.trainable)
             module.eval()
+        return self
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]

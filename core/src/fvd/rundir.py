@@ -1,7 +1,7 @@
 """The run directory: what lies where, and who may write into it.
 
 run.yaml                    the effective run file (a valid run file itself)
-run.lock.json               which plugins, which versions
+run.lock.json               what it is made with: plugins, versions, hashes, and the run file
 metrics.jsonl               one line a step
 checkpoints/step-00000100/  whole, or not there
 validation/step-00000100/   videos
@@ -10,7 +10,6 @@ logs/                       fvd.log, the run file as given, the trackers' own fi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from filelock import FileLock, Timeout
 from fvd.config.models import RunConfig, parse_data_path
 from fvd.errors import CheckpointError
 from fvd.files import remove_folder, remove_folder_leftovers, write_text_aside
+from fvd.plugins.lock import LOCK_FILE, Lock
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RunDirectory:
 
     @property
     def lock_file(self) -> Path:
-        return self.path / "run.lock.json"
+        return self.path / LOCK_FILE
 
     @property
     def metrics_file(self) -> Path:
@@ -113,11 +113,11 @@ class RunDirectory:
         finally:
             lock.release()
 
-    def prepare(self, config: RunConfig, lock: dict[str, Any], *, source_name: str, source_text: str) -> Path:
+    def prepare(self, config: RunConfig, lock: Lock, *, source_name: str, source_text: str) -> Path:
         """Make the directory and write what describes the run. Returns the copy of the run file as given."""
         given = self.logs / f"given-{source_name}"
         write_text_aside(given, source_text)
-        write_text_aside(self.lock_file, json.dumps(lock, indent=2) + "\n")
+        write_text_aside(self.lock_file, lock.as_json())
         write_text_aside(self.run_file, dump_run_file(config))
         return given
 
@@ -138,8 +138,9 @@ def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
     training["output_dir"] = _absolute(training["output_dir"])
     if training["validation_dataset_file"]:
         training["validation_dataset_file"] = _absolute(training["validation_dataset_file"])
-    sources = parse_data_path(training["data_path"])
-    training["data_path"] = {_absolute(folder): repeats for folder, repeats in sources.items()}
+    if training["data_path"] is not None:
+        sources = parse_data_path(training["data_path"])
+        training["data_path"] = {_absolute(folder): repeats for folder, repeats in sources.items()}
     return document
 
 

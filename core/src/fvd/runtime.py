@@ -6,7 +6,7 @@ Cheap things come first, so that a mistake costs seconds: resume point, data, th
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,10 +23,10 @@ from fvd.families import Family, FamilyContext
 from fvd.files import step_folder
 from fvd.methods import Method
 from fvd.plugins import Plugins
-from fvd.plugins.lock import plugin_lock
+from fvd.plugins.lock import Lock, make_lock
 from fvd.recompute import recompute_activations
 from fvd.roles import RoleHandle, RoleManager
-from fvd.rundir import RunDirectory
+from fvd.rundir import RunDirectory, with_absolute_paths
 from fvd.samplers.sampling import check_plan, load_sampler
 from fvd.specs import FamilySpec, MethodSpec, Spec
 from fvd.step_contract import check_method
@@ -56,6 +56,8 @@ class Runtime:
     validator: Validator | None
     latent_shape: LatentShape
     """(C, T, H, W) of the videos of this run."""
+    lock: Lock
+    """What the run is made with."""
 
     @property
     def start_step(self) -> int:
@@ -71,6 +73,7 @@ class RunPlan:
     run_dir: RunDirectory
     checkpoints: CheckpointManager
     resume_from: Checkpoint | None
+    lock: Lock
 
     @property
     def start_step(self) -> int:
@@ -93,7 +96,7 @@ def plan_run(loaded: LoadedRun, *, resume: str) -> RunPlan:
     checkpoints = CheckpointManager(run_dir.checkpoints, total_limit=config.training.checkpoints_total_limit)
     resume_from = find_resume_point(config, resume, run_dir, checkpoints)
     run_dir.check_writable()
-    return RunPlan(config, loaded.plugins, run_dir, checkpoints, resume_from)
+    return RunPlan(config, loaded.plugins, run_dir, checkpoints, resume_from, lock_run(config, loaded.plugins))
 
 
 def build_runtime(plan: RunPlan) -> Runtime:
@@ -108,7 +111,8 @@ def build_runtime(plan: RunPlan) -> Runtime:
     check_plan(method_class.sampling_plan(config), plugins, family_spec(config, plugins))
     data_spec = family.data_spec()
     latents_source = method_class.latents_source(config)
-    loader = build_loader(config, plugins, data_spec, needs_latents=latents_source == "data")
+    dataset_kind = family_spec(config, plugins).dataset_kind
+    loader = build_loader(config, plugins, dataset_kind, data_spec, needs_latents=latents_source == "data")
     prompts = _read_prompts(config)
 
     roles = RoleManager([_load_role(family, name, config) for name in config.roles])
@@ -130,14 +134,18 @@ def build_runtime(plan: RunPlan) -> Runtime:
         loader=loader,
         validator=_build_validator(config, plugins, adapter, prompts, latent_shape, plan.run_dir) if prompts else None,
         latent_shape=latent_shape,
+        lock=replace(plan.lock, latent_shape=latent_shape),
     )
+
+
+def lock_run(config: RunConfig, plugins: Plugins) -> Lock:
+    """What this run is made with. Imports the method, which knows the sampler, and loads no weights."""
+    return make_lock(plugins, used_specs(config, plugins), with_absolute_paths(config.as_document()))
 
 
 def describe_run(runtime: Runtime, loaded: LoadedRun) -> Path:
     """Write run.yaml, run.lock.json and the run file as given; returns the path of the latter."""
-    lock = plugin_lock(runtime.plugins, used_specs(runtime.config, runtime.plugins, runtime.method))
-    lock["latent_shape"] = runtime.latent_shape
-    return runtime.run_dir.prepare(runtime.config, lock, source_name=loaded.path.name, source_text=loaded.text)
+    return runtime.run_dir.prepare(runtime.config, runtime.lock, source_name=loaded.path.name, source_text=loaded.text)
 
 
 def choose_device() -> torch.device:
@@ -215,11 +223,13 @@ def method_spec(config: RunConfig, plugins: Plugins) -> MethodSpec:
     return spec
 
 
-def used_specs(config: RunConfig, plugins: Plugins, method: Method) -> list[Spec]:
+def used_specs(config: RunConfig, plugins: Plugins) -> list[Spec]:
     """The descriptors of everything that this run uses."""
+    method: type[Method] = plugins.load("method", config.recipe.method)
     kinds = [("family", config.role_family(role)) for role in config.roles]
     kinds += [("method", config.recipe.method), ("sampler", method.sampling_plan(config).sampler_kind)]
-    kinds += [("validator", family_spec(config, plugins).validator)]
+    family = family_spec(config, plugins)
+    kinds += [("validator", family.validator), ("dataset_kind", family.dataset_kind)]
     kinds += [("tracker", name) for name in config.training.trackers]
     return [plugins.spec(kind, name) for kind, name in dict.fromkeys(kinds)]
 

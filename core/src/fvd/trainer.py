@@ -21,7 +21,6 @@ from fvd.errors import FvdError, PluginError
 from fvd.events import CheckpointEvent, RunOutcome, StepEvent, ValidationEvent
 from fvd.metrics import StepMetrics
 from fvd.rng import StepRandom
-from fvd.rundir import with_absolute_paths
 from fvd.runtime import Runtime
 from fvd.signals import StopSignals
 from fvd.step_contract import checked_losses, checked_roles_to_update
@@ -195,7 +194,7 @@ class Trainer:
             runtime.roles,
             method_state=runtime.method.state_dict(),
             loader_state=runtime.loader.state_dict(),
-            config=with_absolute_paths(runtime.config.as_document()),
+            lock=runtime.lock,
         )
         logger.info("checkpoint %s", self.last_checkpoint)
         runtime.plugins.notify("fvd_checkpoint_saved", run=runtime, event=CheckpointEvent(self.step, self.last_checkpoint))

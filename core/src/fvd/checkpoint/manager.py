@@ -26,6 +26,7 @@ from fvd.checkpoint.state import (
 )
 from fvd.errors import CheckpointError, FvdError
 from fvd.files import folder_written_aside, remove_folder, remove_folder_leftovers, step_folder
+from fvd.plugins.lock import LOCK_FILE, Lock, read_lock
 from fvd.roles import RoleHandle, RoleManager
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,12 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The effective run file that it was written under."""
         return self.description["config"]
+
+    @property
+    def lock(self) -> Lock | None:
+        """What it was made with; None for one from before there were locks. Raises PluginError for a damaged one."""
+        path = self.path / LOCK_FILE
+        return read_lock(path) if path.exists() else None
 
     @property
     def loader_state(self) -> dict[str, Any]:
@@ -109,7 +116,7 @@ class CheckpointManager:
         *,
         method_state: dict[str, Any],
         loader_state: dict[str, Any],
-        config: dict[str, Any],
+        lock: Lock,
     ) -> Path:
         """Write everything that a resume needs. Raises CheckpointError when the disk refuses; then nothing is left
         behind and earlier checkpoints are untouched."""
@@ -122,13 +129,14 @@ class CheckpointManager:
             "optimizers": optimizer_keys,
             "lr_schedulers": lr_scheduler_states(roles),
             "loader": loader_state,
-            "config": config,
+            "config": lock.run_file,
         }
         try:
             self._check_space(_total_bytes(tensors))
             with folder_written_aside(self.path(step)) as aside:
                 _save_tensors(tensors, aside / TENSORS)
                 (aside / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+                (aside / LOCK_FILE).write_text(lock.as_json(), encoding="utf-8")
         except (OSError, CheckpointException, FvdError) as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {_reason(error)}",

@@ -8,21 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from fvd.checkpoint.manager import Checkpoint, CheckpointManager, read_checkpoint
+from fvd.config.changes import changed_keys
 from fvd.config.models import RunConfig
 from fvd.errors import CheckpointError
 from fvd.rundir import RunDirectory, with_absolute_paths
-
-MAY_CHANGE = frozenset(
-    f"training.{key}"
-    for key in (
-        *("output_dir", "max_train_steps", "dataloader_num_workers", "enable_gradient_checkpointing_type"),
-        *("training_state_checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
-        *("log_validation", "validation_steps", "validation_dataset_file", "validation_sampling_steps"),
-        *("validation_guidance_scale", "validation_fps", "trackers", "tracker_project_name", "wandb_run_name"),
-        "log_every_steps",
-    )
-) | {"pipeline_config.sampler_kind"}
-"""Keys that change no number of training (``max_train_steps`` does where the learning rate decays: a longer schedule)."""
 
 
 def find_resume_point(config: RunConfig, resume: str, run_dir: RunDirectory, manager: CheckpointManager) -> Checkpoint | None:
@@ -91,25 +80,3 @@ def _as_of_today(stored: dict[str, Any], config: RunConfig) -> dict[str, Any]:
         }
     except ValidationError:
         return stored  # keys that are gone today: shown as changes
-
-
-def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ and matter, with both values."""
-    before, after = _flatten(old), _flatten(new)
-    keys = [key for key in (*before, *(k for k in after if k not in before)) if key not in MAY_CHANGE]
-    return {
-        key: (before.get(key), after.get(key))
-        for key in keys
-        if before.get(key) != after.get(key) and not key.startswith("plugins.")
-    }
-
-
-def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and value and dotted != "training.data_path":
-            flat |= _flatten(value, f"{dotted}.")
-        else:
-            flat[dotted] = value
-    return flat

@@ -20,7 +20,7 @@ def execute(args: argparse.Namespace) -> int:
     from fvd.config.load import load_run_file
 
     try:
-        loaded = load_run_file(args.run_file, args.overrides, disable=args.disabled_plugins)
+        loaded = load_run_file(args.run_file, args.overrides, options=args.plugin_options)
         args.plugins = loaded.plugins
         problems = loaded.problems
     except FvdError as error:

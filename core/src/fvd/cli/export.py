@@ -29,7 +29,7 @@ def execute(args: argparse.Namespace) -> int:
     from fvd.inference import open_run
 
     # On the CPU: exporting needs no GPU, where the run may still be busy, and there weights are float32.
-    run = open_run(args.run_dir, device=torch.device("cpu"), step=args.step, disable=args.disabled_plugins)
+    run = open_run(args.run_dir, device=torch.device("cpu"), options=args.plugin_options, step=args.step)
     args.plugins = run.plugins
     formats = run.family_spec.export_formats
     chosen = args.format or formats[0]

@@ -11,7 +11,8 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ import fvd
 from fvd.errors import FvdError, did_you_mean
 
 if TYPE_CHECKING:
-    from fvd.plugins import PluginRecord, Plugins
+    from fvd.plugins import PluginOptions, PluginRecord, Plugins
 
 Configure = Callable[[argparse.ArgumentParser], None]
 
@@ -35,22 +36,53 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Core's own commands: module and one-line help. Plugins add others and cannot take these names."""
 
+GLOBAL_OPTIONS = ("--help", "--version", "-p", "--plugin", "--strict-plugins")
+"""A command's own options must have other names."""
+
+
+@dataclass
+class GlobalOptions:
+    """What counts wherever it stands on the command line, and what may stand before the command."""
+
+    disable: list[str] = field(default_factory=list)
+    request: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    strict: bool = False
+    version: bool = False
+    help: bool = False
+
 
 class UsageError(Exception):
     """A command line that cannot be read: exit status 2."""
 
 
 class Arguments(argparse.Namespace):
-    """What a command gets. ``disabled_plugins`` holds the names given with ``-p no:NAME``."""
+    """What a command gets besides its own arguments: plugins, as the global options want them."""
 
-    disabled_plugins: tuple[str, ...] = ()
+    _options: GlobalOptions
 
     @cached_property
     def plugins(self) -> Plugins:
-        """All installed plugins, loaded on first use."""
-        from fvd.plugins import load_plugins
+        """All installed plugins and those that were asked for, loaded on first use."""
+        return self.plugin_options.load()
 
-        return load_plugins(disable=self.disabled_plugins)
+    def load_plugins_with(self, name: str) -> Plugins:
+        """As `plugins`, and with the one that is loaded on request only and is called ``name``."""
+        return self.plugin_options.load(mentioned=[name])
+
+    def load_all_plugins(self) -> Plugins:
+        """As `plugins`, and with all that are loaded on request only: a run file may name any of them."""
+        return self.plugin_options.load(mentioned=self.plugins.on_request)
+
+    @property
+    def plugin_options(self) -> PluginOptions:
+        """What the command line says about plugins."""
+        from fvd.plugins import PluginOptions
+
+        given = self._options
+        return PluginOptions(
+            disable=tuple(given.disable), request=tuple(given.request), files=tuple(given.files), strict=given.strict
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: list[str], args: Arguments) -> int:
     options, command, rest = _split(argv)
-    args.disabled_plugins = tuple(options.disable)
+    args._options = options
     if options.version:
         print(f"fvd {fvd.__version__}")
         return 0
@@ -103,38 +135,48 @@ def _dispatch(argv: list[str], args: Arguments) -> int:
     return status
 
 
-def _split(argv: list[str]) -> tuple[argparse.Namespace, str | None, list[str]]:
-    """(global options, command, the command's own arguments). ``-p no:NAME`` counts wherever it stands."""
-    options = argparse.Namespace(disable=[], version=False, help=False)
-    rest = _take_disabled(argv, options.disable)
+def _split(argv: list[str]) -> tuple[GlobalOptions, str | None, list[str]]:
+    """(global options, command, the command's own arguments)."""
+    options = GlobalOptions()
+    rest = _take_plugin_options(argv, options)
     while rest and rest[0].startswith("-"):
         option = rest.pop(0)
         if option in ("-h", "--help"):
             options.help = True
         elif option == "--version":
             options.version = True
-        elif option == "-p":
-            raise UsageError(f"-p expects no:NAME{f', got {rest[0]!r}' if rest else ''}")
         else:
-            raise UsageError(f"unknown option {option!r}{did_you_mean(option, ['--help', '--version', '-p'])}")
+            raise UsageError(f"unknown option {option!r}{did_you_mean(option, GLOBAL_OPTIONS)}")
     return options, rest[0] if rest else None, rest[1:]
 
 
-def _take_disabled(argv: list[str], disabled: list[str]) -> list[str]:
-    """Move every ``-p no:NAME`` from ``argv`` to ``disabled``; what follows ``--`` belongs to the command."""
+def _take_plugin_options(argv: list[str], options: GlobalOptions) -> list[str]:
+    """``argv`` without the options about plugins, which count wherever they stand; what follows ``--`` is the command's."""
     rest: list[str] = []
     words = iter(argv)
     for word in words:
-        following = next(words, None) if word == "-p" else None
         if word == "--":
             return [*rest, word, *words]
-        if word.startswith("-pno:"):
-            disabled.append(word.removeprefix("-pno:"))
-        elif following is not None and following.startswith("no:"):
-            disabled.append(following.removeprefix("no:"))
+        if word == "--strict-plugins":
+            options.strict = True
+        elif word == "--plugin" or word.startswith("--plugin="):
+            options.files.append(_value_of("--plugin", "FILE", word.removeprefix("--plugin").removeprefix("="), words))
+        elif word.startswith("-p"):
+            name = _value_of("-p", "NAME or no:NAME", word.removeprefix("-p"), words)
+            if name.startswith("no:"):
+                options.disable.append(name.removeprefix("no:"))
+            else:
+                options.request.append(name)
         else:
-            rest += [word] if following is None else [word, following]
+            rest.append(word)
     return rest
+
+
+def _value_of(option: str, metavar: str, attached: str, words: Iterator[str]) -> str:
+    value = attached or next(words, "")
+    if not value or value.startswith("-"):
+        raise UsageError(f"{option} expects {metavar}{f', got {value!r}' if value else ''}")
+    return value
 
 
 def _find_command(name: str, args: Arguments) -> tuple[argparse.ArgumentParser, Configure]:
@@ -157,8 +199,8 @@ def _unknown_command(name: str, plugins: Plugins) -> UsageError:
 
     known = [*COMMANDS, *plugins.names("command")]
     message = f"unknown command {name!r}{did_you_mean(name, known)}; commands: {', '.join(known)}"
-    unusable = [record for record in plugins.records if record.state != "ok" and record.answers_to(name)]
-    hints = [f"Plugin {record} is {record.state}: {record.reason} [{record.code}]" for record in unusable]
+    unusable = [record for record in plugins.records if not record.usable and record.answers_to(name)]
+    hints = [record.verdict() for record in unusable]
     distribution = catalogue()["command"].get(name)
     if distribution and not unusable:
         hints.append(f"It is provided by {distribution}: python -m pip install {distribution}")
@@ -176,7 +218,7 @@ def _name_the_plugin(error: Exception, args: Arguments) -> None:
     """Add a line to an unexpected exception's traceback: whose code it was, where a plugin's is on the stack."""
     if "plugins" not in vars(args):  # not loaded, so no plugin's code has run
         return
-    owners = {record.module.partition(".")[0]: record for record in args.plugins.records if record.state == "ok"}
+    owners = {record.module.partition(".")[0]: record for record in args.plugins.records if record.usable}
     culprit: PluginRecord | None = None
     step = error.__traceback__
     while step is not None:

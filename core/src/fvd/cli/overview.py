@@ -13,16 +13,21 @@ if TYPE_CHECKING:
     from fvd.plugins import Plugins
 
 _HEAD = """\
-usage: fvd [-p no:NAME] COMMAND ...
+usage: fvd [options] COMMAND ...
 
 Finetune video diffusion models and distil them into few-step generators.
 """
 
 _OPTIONS = """
 options:
-  -h, --help     show this help; `fvd COMMAND --help` for a command's own
-  --version      show the version
-  -p no:NAME     do not load this plugin; repeatable, before or after the command
+  -h, --help        show this help; `fvd COMMAND --help` for a command's own
+  --version         show the version
+
+options about plugins, repeatable, before or after the command:
+  -p no:NAME        do not load this one
+  -p NAME           load this one, which is loaded on request only
+  --plugin FILE     load this Python file as a plugin
+  --strict-plugins  stop if any plugin is not ok
 """
 
 
@@ -57,7 +62,7 @@ def _print_plugin_commands(plugins: Plugins, own_commands: Mapping[str, str]) ->
 
 
 def _describe_trouble(plugins: Plugins) -> str:
-    unusable = [record for record in plugins.records if record.state not in ("ok", "disabled")]
+    unusable = [record for record in plugins.records if not record.usable and record.state != "disabled"]
     if not unusable:
         return ""
     names = ", ".join(f"{record.name} ({record.state})" for record in unusable)

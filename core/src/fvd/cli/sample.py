@@ -72,7 +72,7 @@ def execute(args: argparse.Namespace) -> int:
     from fvd.samplers.guidance import GuidedModel
     from fvd.samplers.sampling import check_plan, load_sampler, sample_latents
 
-    run = open_run(args.run_dir, device=choose_device(), step=args.step, disable=args.disabled_plugins)
+    run = open_run(args.run_dir, device=choose_device(), options=args.plugin_options, step=args.step)
     args.plugins = run.plugins
     plan = run.sampling_plan
     kind = args.sampler or plan.sampler_kind

@@ -14,13 +14,17 @@ from fvd.config.check import CheckContext
 from fvd.config.explain import explain_detail
 from fvd.config.models import MethodConfig, PipelineConfig, PluginsConfig, Recipe, RoleConfig, RunConfig, TrainingConfig
 from fvd.config.overrides import apply_overrides
-from fvd.config.semantics import check_run, missing_roles
+from fvd.config.plugin_section import mentioned_plugins, unmet_requirements
+from fvd.config.semantics import PREPARE_DATA, check_run, missing_roles
 from fvd.config.yaml_lines import Document, KeyPath, read_yaml, read_yaml_file
 from fvd.errors import ConfigError, FvdError, PluginError, Problem, did_you_mean
-from fvd.plugins import Plugins, load_plugins
+from fvd.plugins import PluginOptions, Plugins, load_plugins
+from fvd.plugins.selection import UnknownPluginName
 from fvd.specs import FamilySpec, MethodSpec
 
 SECTIONS = ("recipe", "roles", "training", "pipeline_config", "pipeline_config_path", "method_config", "plugins")
+
+_NO_OPTIONS = PluginOptions()
 
 _SCHEMA_V2 = "Its sections: recipe {family, method}, roles {student: {path}}, a flat training, pipeline_config, method_config."
 
@@ -46,16 +50,23 @@ class LoadedRun:
         return self.config
 
 
-def load_run_file(path: Path, overrides: Sequence[str] = (), *, disable: Sequence[str] = ()) -> LoadedRun:
-    """Read a run file, load the plugins that it allows (and that ``disable`` does not name), and judge it.
+def load_run_file(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    options: PluginOptions = _NO_OPTIONS,
+    plugins: Plugins | None = None,
+) -> LoadedRun:
+    """Read a run file, load the plugins that it and ``options`` allow, and judge it.
 
-    overrides: ``KEY=VALUE`` texts. Raises FvdError when there is no such file, or for a misspelt ``disable``; everything
-    wrong inside the file is in ``problems``.
+    overrides: ``KEY=VALUE`` texts. plugins: those to use, where they are loaded already. Raises FvdError when there is
+    no such file, or for what ``options`` ask for and is not there; everything wrong inside the file is in ``problems``.
     """
-    return _Reader(path, _read(path), disable).read(overrides)
+    return _Reader(path, read_run_text(path), options, plugins).read(overrides)
 
 
-def _read(path: Path) -> str:
+def read_run_text(path: Path) -> str:
+    """The text of a run file. Raises FvdError that says what stands in the way, with the nearest name."""
     if path.is_dir():
         inside = path / "run.yaml"
         raise FvdError(f"{path} is a folder, not a run file", cure=f"Did you mean {inside}?" if inside.exists() else "")
@@ -74,10 +85,11 @@ def _read(path: Path) -> str:
 class _Reader:
     """One pass over one run file."""
 
-    def __init__(self, path: Path, text: str, disable: Sequence[str]) -> None:
+    def __init__(self, path: Path, text: str, options: PluginOptions, plugins: Plugins | None) -> None:
         self.path = path
         self.text = text
-        self.disable = disable
+        self.options = options
+        self.given_plugins = plugins
         self.file = str(path)
         self.document = Document({})
         self.problems: list[Problem] = []
@@ -103,6 +115,7 @@ class _Reader:
         roles = self.parse_roles()
         families = self.role_families(family, roles)
         training = self.parse(TrainingConfig, ("training",))
+        self.check_data_is_named(family)
         pipeline_config = self.parse_plugin_config("family", "pipeline_config") if family else None
         method_config = self.parse_plugin_config("method", "method_config") if method else None
 
@@ -179,30 +192,12 @@ class _Reader:
         """What ``plugins.only`` leaves out is never imported."""
         only = choice.only if choice else None
         try:
-            self.plugins = load_plugins(disable=self.disable, only=only)
-        except PluginError as error:
-            if only is None:
-                raise
-            self.plugins = load_plugins(only=())
+            self.plugins = self.given_plugins or self.options.load(only=only, mentioned=mentioned_plugins(self.document.data))
+        except UnknownPluginName as error:
+            self.plugins = self.options.load(only=None if only is None else ())  # raises where the file is not to blame
             self.report(("plugins", "only"), error.message, cure=error.cure)
-        for requirement in choice.require if choice else ():
-            self.check_requirement(requirement)
-
-    def check_requirement(self, text: str) -> None:
-        from packaging.requirements import InvalidRequirement, Requirement
-        from packaging.utils import canonicalize_name
-
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            self.report(("plugins", "require"), f"{text!r} is not a requirement", cure="Write it like fvd-wan>=0.1,<0.2")
-            return
-        wanted = canonicalize_name(requirement.name)
-        versions = [r.version for r in self.plugins.records if canonicalize_name(r.distribution) == wanted]
-        if not versions:
-            self.report(("plugins", "require"), f"{text}: {requirement.name} is not installed", cure=f"pip install '{text}'")
-        elif not requirement.specifier.contains(versions[0], prereleases=True):
-            self.report(("plugins", "require"), f"{text}: installed is {versions[0]}", cure=f"pip install '{text}'")
+        for message, cure in unmet_requirements(choice.require if choice else (), self.plugins):
+            self.report(("plugins", "require"), message, cure=cure)
 
     def parse_roles(self) -> dict[str, RoleConfig]:
         given = self.document.data.get("roles")
@@ -227,6 +222,13 @@ class _Reader:
         given = self.document.data.get("roles")
         if method and isinstance(given, dict):
             self.problems += missing_roles(method, list(given), lambda key: self.document.locate(key, self.file))
+
+    def check_data_is_named(self, family: FamilySpec | None) -> None:
+        """``training.data_path`` is required where the family's kind of data is read from folders."""
+        kind = self.find("dataset_kind", family.dataset_kind, ("recipe", "family")) if family else None
+        section = self.document.data.get("training") or {}
+        if kind and kind.reads_folders and isinstance(section, dict) and section.get("data_path") is None:
+            self.report(("training", "data_path"), "is required and not given", cure=PREPARE_DATA)
 
     def find_named(self, kind: str) -> Any:
         """The descriptor that ``recipe.family`` or ``recipe.method`` names, or None where that is reported."""

@@ -48,6 +48,8 @@ class PipelineConfig(StrictModel):
     """Sampler for validation and `fvd sample`, unless the method asks for its own. Default: ode."""
     components_path: str | None = None
     """Folder or hub id of the VAE, text encoder and tokenizer. Default: the path of the first role."""
+    negative_prompt: str = ""
+    """Text of the unconditional branch of guidance."""
 
 
 class MethodConfig(StrictModel):
@@ -112,8 +114,9 @@ class TrainingConfig(StrictModel):
     """The run directory."""
     max_train_steps: NonNegativeInt
     """Optimizer steps (of the fastest role)."""
-    data_path: str | tuple[str, ...] | dict[str, NonNegativeInt]
-    """Prepared data: a folder, several (``"a:2,b"`` repeats a twice), a list, or ``{folder: repeats}``."""
+    data_path: str | tuple[str, ...] | dict[str, NonNegativeInt] | None = None
+    """Prepared data: a folder, several (``"a:2,b"`` repeats a twice), a list, or ``{folder: repeats}``. Required, but for
+    families that make their data themselves."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
 
     # data
@@ -181,7 +184,7 @@ class TrainingConfig(StrictModel):
     @field_validator("data_path")
     @classmethod
     def _data_path_is_given(cls, value: object) -> object:
-        if not value:
+        if value is not None and not value:
             raise ValueError("no data given; make it with `fvd data prepare CLIPS --family FAMILY --model MODEL --out FOLDER`")
         return value
 
@@ -197,8 +200,8 @@ class TrainingConfig(StrictModel):
 
     def data_sources(self) -> list[tuple[Path, int]]:
         """(folder, repeats), in the order given; repeats of 0 are left out."""
-        pairs = parse_data_path(self.data_path).items()
-        return [(Path(folder).expanduser(), repeats) for folder, repeats in pairs if repeats > 0]
+        pairs = {} if self.data_path is None else parse_data_path(self.data_path)
+        return [(Path(folder).expanduser(), repeats) for folder, repeats in pairs.items() if repeats > 0]
 
 
 def parse_data_path(value: str | Sequence[str] | Mapping[str, int]) -> dict[str, int]:

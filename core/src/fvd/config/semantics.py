@@ -9,7 +9,9 @@ from fvd.config.check import CheckContext
 from fvd.errors import PluginError, Problem, Severity, did_you_mean
 from fvd.plugins import Plugins
 from fvd.plugins.fit import missing_primitives
-from fvd.specs import SAMPLING_PRIMITIVES, MethodSpec, SamplerSpec
+from fvd.specs import SAMPLING_PRIMITIVES, DatasetKindSpec, FamilySpec, MethodSpec, SamplerSpec
+
+PREPARE_DATA = "Make it with `fvd data prepare CLIPS --family FAMILY --model MODEL --out FOLDER`."
 
 
 def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
@@ -23,7 +25,7 @@ def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
         *_validator(ctx, plugins),
         *_output(ctx),
         *_size(ctx),
-        *_data(ctx),
+        *_data(ctx, plugins),
         *_validation(ctx),
     ]
 
@@ -66,7 +68,7 @@ def _primitives(ctx: CheckContext) -> list[Problem]:
     return [
         ctx.problem(
             "recipe",
-            f"{who or own} needs {', '.join(sorted(names))}, which family {family.name} does not provide",
+            f"{who or own} needs {', '.join(sorted(names))}, which family {family.name} does not provide [P11]",
             cure=cure,
         )
         for who, names in missing.items()
@@ -128,19 +130,26 @@ def _size(ctx: CheckContext) -> list[Problem]:
     return [ctx.problem(f"training.{name}", message, cure="Give all three or none.", severity=severity) for name in given]
 
 
-def _data(ctx: CheckContext) -> list[Problem]:
-    cure = "Make it with `fvd data prepare CLIPS --family FAMILY --model MODEL --out FOLDER`. `fvd run` needs it."
-    problems = []
-    for folder, _ in ctx.run.training.data_sources():
-        if not folder.exists():
-            problems.append(
-                ctx.problem("training.data_path", f"there is no folder {folder} here", cure=cure, severity="warning")
-            )
-        elif not any(folder.rglob("*.parquet")):
-            problems.append(
-                ctx.problem("training.data_path", f"{folder} holds no prepared data", cure=cure, severity="warning")
-            )
-    return problems
+def _data(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
+    family, folders = next(iter(ctx.families.values())), ctx.run.training.data_sources()
+    kind = plugins.spec("dataset_kind", family.dataset_kind)
+    if folders and isinstance(kind, DatasetKindSpec) and not kind.reads_folders:
+        message = f"has no effect: the family {family.name} makes its data itself"
+        return [ctx.problem("training.data_path", message, severity="warning")]
+    return [
+        ctx.problem("training.data_path", lack, cure=f"{PREPARE_DATA} `fvd run` needs it.", severity="warning")
+        for folder, _ in folders
+        if (lack := _lack_of(folder, family))
+    ]
+
+
+def _lack_of(folder: Path, family: FamilySpec) -> str:
+    """What is wrong with a folder of data at first sight, or nothing."""
+    if not folder.exists():
+        return f"there is no folder {folder} here"
+    if family.dataset_kind == "parquet" and not any(folder.rglob("*.parquet")):
+        return f"{folder} holds no prepared data"
+    return ""
 
 
 def _validation(ctx: CheckContext) -> list[Problem]:

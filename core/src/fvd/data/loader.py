@@ -207,10 +207,10 @@ def _too_few_frames(name: str, present: int, wanted: int) -> DataError:
     )
 
 
-def build_loader(run: RunConfig, plugins: Plugins, spec: DataSpec, *, needs_latents: bool) -> Loader:
-    """The loader of a run: opens ``training.data_path`` with the dataset kind that the family's spec names."""
+def build_loader(run: RunConfig, plugins: Plugins, kind: str, spec: DataSpec, *, needs_latents: bool) -> Loader:
+    """The loader of a run: opens ``training.data_path`` with the dataset kind that the family's descriptor names."""
     training = run.training
-    open_dataset = plugins.load("dataset_kind", spec.kind)
+    open_dataset = plugins.load("dataset_kind", kind)
     return Loader(
         open_dataset(training.data_sources(), spec, needs_latents=needs_latents),
         spec,

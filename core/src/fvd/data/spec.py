@@ -32,7 +32,7 @@ class FieldSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """kind: a registered dataset kind (``parquet``).
+    """What a sample holds. The kind of data (``parquet``) is said by the family's descriptor, `fvd.FamilySpec.dataset_kind`.
 
     text_padding_length: ragged text is zero-padded (or cut) to this many tokens; a mask comes along.
     conditioning_dropout: what the adapter puts in place of a dropped condition; ``forbidden`` refuses
@@ -40,7 +40,6 @@ class DataSpec:
     temporal_axis: the axis that ``training.num_latent_t`` crops.
     """
 
-    kind: str
     fields: tuple[FieldSpec, ...]
     text_padding_length: int
     conditioning_dropout: ConditioningDropout = "empty_prompt"

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from importlib.metadata import Distribution, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import Literal
 
 import fvd
 
-State = Literal["ok", "broken", "incompatible", "conflict", "disabled"]
-"""Of a plugin. ``fvd plugins list`` shows it."""
+State = Literal["ok", "slow", "disabled", "incompatible", "broken", "conflict"]
+"""Of a plugin. ``fvd plugins list`` shows it. ``ok`` and ``slow`` ones can be used."""
 
 GROUP = "fvd.plugins"
+"""Entry points of plugins that are loaded wherever they are installed."""
+
+ON_REQUEST_GROUP = "fvd.plugins.on_request"
+"""Entry points of plugins that are neither loaded nor listed until somebody names them."""
+
+LOCAL = "local"
+"""The distribution of a plugin that is one file: ``--plugin FILE``."""
 CORE_DISTRIBUTION = "fvd-core"
 CORE_PLUGIN = "core"
 
@@ -39,9 +47,10 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An entry point in the group ``fvd.plugins``, not yet imported.
+    """An entry point in one of the two groups, or a local file; not yet imported.
 
-    module: the entry point's value, which may not be a module path. requires: lines of Requires-Dist.
+    module: the entry point's value, which may not be a module path. requires: lines of Requires-Dist. file: path of a
+    local plugin, else empty.
     """
 
     name: str
@@ -49,24 +58,65 @@ class Candidate:
     distribution: str
     version: str
     requires: tuple[str, ...] = ()
+    on_request: bool = False
+    file: str = ""
     metadata_problem: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})"
 
     @property
     def is_core(self) -> bool:
         return (self.distribution, self.name) == (CORE_DISTRIBUTION, CORE_PLUGIN)
 
     def answers_to(self, name: str) -> bool:
-        """Whether ``name`` means this plugin: its distribution or its entry point, in any spelling."""
-        return canonical(name) in (canonical(self.distribution), canonical(self.name))
+        """Whether ``name`` means this plugin, see `means`."""
+        return means(name, self.name, self.distribution)
+
+
+def means(word: str, plugin: str, distribution: str) -> bool:
+    """Whether ``word`` is the plugin's name, its distribution's, or both as ``distribution:plugin``; in any spelling."""
+    qualifier, colon, short = word.rpartition(":")
+    if colon:
+        return canonical(qualifier) == canonical(distribution) and canonical(short) == canonical(plugin)
+    return canonical(word) in (canonical(distribution), canonical(plugin))
+
+
+def in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """By (distribution, entry point): the same on every machine and rank."""
+    return sorted(candidates, key=lambda candidate: (candidate.distribution, candidate.name, candidate.module))
 
 
 def find_candidates() -> list[Candidate]:
-    """Every entry point of the group, sorted by (distribution, entry point): the same on every machine and rank."""
-    found = [_candidate(entry.name, entry.value, entry.dist) for entry in entry_points(group=GROUP)]
-    return sorted(found, key=lambda candidate: (candidate.distribution, candidate.name, candidate.module))
+    """Every entry point of both groups, `in_order`."""
+    return in_order(
+        _candidate(entry.name, entry.value, entry.dist, on_request=entry.group == ON_REQUEST_GROUP) for entry in _entry_points()
+    )
 
 
-def _candidate(name: str, value: str, distribution: Distribution | None) -> Candidate:
+def _entry_points() -> list[EntryPoint]:
+    """Of both groups, from every distribution whose entry points can be read."""
+    groups = (GROUP, ON_REQUEST_GROUP)
+    try:
+        everything = entry_points()  # one scan of all distributions; each scan opens a file of every one
+        return [entry for group in groups for entry in everything.select(group=group)]
+    except Exception:  # one damaged file, of whatever distribution, and `entry_points` gives nothing at all
+        pass
+    found: dict[str, list[EntryPoint]] = {}
+    for distribution in distributions():  # the first of a name on sys.path counts
+        with contextlib.suppress(Exception):
+            found.setdefault(canonical(distribution.metadata["Name"]), list(distribution.entry_points))
+    return [entry for entries in found.values() for entry in entries if entry.group in groups]
+
+
+def ask_the_authors(distribution: str) -> str:
+    """What a user can do about a mistake in a plugin's code."""
+    if distribution == LOCAL:
+        return "Correct the file."
+    return f"Report it to the authors of {distribution}; it may be made for another version of fvd-core."
+
+
+def _candidate(name: str, value: str, distribution: Distribution | None, *, on_request: bool) -> Candidate:
     # Metadata is somebody else's file: half-removed installations leave none, and parsing None raises TypeError.
     try:
         if distribution is None:
@@ -75,18 +125,20 @@ def _candidate(name: str, value: str, distribution: Distribution | None) -> Cand
         owner, version = metadata.get_all("Name"), metadata.get_all("Version")
         requires = tuple(metadata.get_all("Requires-Dist") or ())
     except Exception as error:
+        owner, version, requires = None, None, ()
         problem = f"the metadata of its distribution cannot be read ({type(error).__name__}: {error})"
-        return Candidate(name=name, module=value, distribution="unknown", version="unknown", metadata_problem=problem)
-    if not owner or not version:
-        problem = f"the metadata of its distribution has no {'Version' if owner else 'Name'}"
-        return Candidate(
-            name=name,
-            module=value,
-            distribution=owner[0] if owner else "unknown",
-            version=version[0] if version else "unknown",
-            metadata_problem=problem,
-        )
-    return Candidate(name=name, module=value, distribution=owner[0], version=version[0], requires=requires)
+    else:
+        missing = "Name" if not owner else "Version" if not version else ""
+        problem = f"the metadata of its distribution has no {missing}" if missing else ""
+    return Candidate(
+        name=name,
+        module=value,
+        distribution=owner[0] if owner else "unknown",
+        version=version[0] if version else "unknown",
+        requires=requires,
+        on_request=on_request,
+        metadata_problem=problem,
+    )
 
 
 def check_entry_point(candidate: Candidate) -> None:

@@ -55,9 +55,13 @@ def unknown(plugins: Plugins, kind: str, name: str) -> PluginError:
     culprits = _culprits(plugins, qualifier or known.get(short, ""), short)
     if culprits:
         return PluginError(
-            f"{noun(kind)} {name!r} is not available: "
-            + "; ".join(f"plugin {record} is {record.state}: {record.reason} [{record.code}]" for record in culprits),
+            f"{noun(kind)} {name!r} is not available: " + "; ".join(record.verdict() for record in culprits),
             cure=" ".join(record.cure for record in culprits if record.cure) or "Enable the plugin.",
+        )
+    if canonical(short) in (canonical(plugin) for plugin in plugins.on_request):
+        return PluginError(
+            f"{noun(kind)} {name!r} is not loaded: plugin {short} is loaded on request only [P08]",
+            cure=f"Ask for it: -p {short}",
         )
     listing = f"installed {PLURALS[kind]}: {', '.join(installed) or 'none'}"
     if short in known and canonical(qualifier or known[short]) == canonical(known[short]):
@@ -80,7 +84,7 @@ def _cure_for_unknown(name: str, known: dict[str, str]) -> str:
 
 def _culprits(plugins: Plugins, distribution: str, name: str) -> list[PluginRecord]:
     """Unusable plugins that would have provided the name: by distribution where that is known, else by their name."""
-    unusable = [record for record in plugins.records if record.state != "ok"]
+    unusable = [record for record in plugins.records if not record.usable]
     if distribution:
         found = [record for record in unusable if record.answers_to(distribution)]
         if found:

@@ -7,30 +7,17 @@ import os
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fvd.errors import PluginError, Problem
-from fvd.plugins.discovery import (
-    Candidate,
-    State,
-    Unusable,
-    canonical,
-    check_conflict,
-    check_core_version,
-    check_entry_point,
-    find_candidates,
-)
-from fvd.plugins.loading import (
-    HOOK_RETURNS,
-    HookManager,
-    caller_of_one,
-    collect_specs,
-    describe,
-    import_plugin,
-    register_plugin,
-)
-from fvd.plugins.selection import check_switches, find_disabled, find_switches
+from fvd.plugins.discovery import ask_the_authors, canonical, find_candidates, in_order
+from fvd.plugins.faults import describe
+from fvd.plugins.hooks import HOOK_NAMES, HOOK_RETURNS
+from fvd.plugins.loading import load_plugin
+from fvd.plugins.local import local_candidates
+from fvd.plugins.records import LoadedPlugin, PluginRecord
+from fvd.plugins.selection import check_switches, find_disabled, find_present, find_switches
+from fvd.plugins.trace import measure, switched_on
 from fvd.specs import FamilySpec, MethodSpec, Spec
 
 if TYPE_CHECKING:
@@ -39,108 +26,83 @@ if TYPE_CHECKING:
 KINDS = tuple(spec_class.kind for spec_class in HOOK_RETURNS.values())
 """``family``, ``method``, ``sampler``, …"""
 
-
-@dataclass(frozen=True, kw_only=True)
-class PluginRecord:
-    """One installed plugin and what became of it.
-
-    module: its entry point's value. code: ``P02`` and so on, empty when ok. reason, cure: one line each, for people.
-    provides: ``family:wan``, one for each descriptor. heavy: modules like torch that its light module loaded, which it
-    must not.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    module: str
-    state: State = "ok"
-    code: str = ""
-    reason: str = ""
-    cure: str = ""
-    provides: tuple[str, ...] = ()
-    heavy: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.distribution} {self.version})"
-
-    def answers_to(self, name: str) -> bool:
-        """Whether ``name`` means this plugin: its distribution or its entry point, in any spelling."""
-        return canonical(name) in (canonical(self.distribution), canonical(self.name))
+STRICT_VARIABLE = "FVD_STRICT_PLUGINS"
 
 
-@dataclass(frozen=True)
-class LoadedPlugin:
-    """A record with what was loaded for it; module is None unless the state is ok."""
-
-    record: PluginRecord
-    module: ModuleType | None = None
-    specs: tuple[Spec, ...] = ()
-
-
-def load_plugins(*, disable: Collection[str] = (), only: Collection[str] | None = None) -> Plugins:
+def load_plugins(
+    *,
+    disable: Collection[str] = (),
+    only: Collection[str] | None = None,
+    request: Collection[str] = (),
+    mentioned: Collection[str] = (),
+    files: Collection[str] = (),
+    strict: bool = False,
+) -> Plugins:
     """Load every installed plugin that is not switched off, each on its own: one that fails becomes a record.
 
-    disable: names (distribution or entry point, in any spelling) not to import. only: if given, import no other than
-    these and core. FVD_DISABLE_PLUGINS and FVD_PLUGINS (unset: all; empty: none but core; a list: only those) apply
-    as well. Raises PluginError for a name that means no installed plugin.
+    Names are those of a plugin (its entry point), of a distribution, or ``distribution:plugin``, in any spelling.
+
+    disable: not to be imported. only: if given, import no other than these and core. request: plugins of the group
+    ``fvd.plugins.on_request`` to load as well; ``only`` and FVD_PLUGINS request what they name too. mentioned: words
+    that are perhaps such names, as a run file uses them. files: local plugins, ``my_method.py``. FVD_DISABLE_PLUGINS and
+    FVD_PLUGINS (unset: all; empty: none but core; a list: only those) apply as well. strict, or FVD_STRICT_PLUGINS=1:
+    a plugin that is anything but ok or disabled is an error.
+
+    Raises PluginError for a name that means no installed plugin, and for a file that cannot be used.
     """
-    candidates = find_candidates()
-    switches = find_switches(disable, only, os.environ)
+    candidates = in_order([*find_candidates(), *local_candidates(files)])
+    switches = find_switches(disable, only, request, os.environ)
     check_switches(switches, candidates)
-    disabled = find_disabled(switches, candidates)
-    enabled = [candidate for candidate in candidates if candidate not in disabled]
-    manager = HookManager()
+    present = find_present(switches, mentioned, candidates)
+    disabled = find_disabled(switches, present)
+    enabled = [candidate for candidate in present if candidate not in disabled]
     # What a plugin prints while it loads must not end up in the output of `fvd plugins list --json`.
     with contextlib.redirect_stdout(sys.stderr):
-        loaded = [_load_plugin(manager, candidate, enabled, disabled) for candidate in candidates]
-    return Plugins(manager, loaded)
+        loaded = [load_plugin(candidate, enabled, disabled) for candidate in present]
+    if strict or switched_on(STRICT_VARIABLE):
+        _refuse([plugin for plugin in loaded if plugin.record.state not in ("ok", "disabled")], with_traceback=True)
+    _refuse([plugin for plugin in loaded if plugin.record.file and plugin.record.code not in ("", "P10")])
+    return Plugins(loaded, on_request=[candidate.name for candidate in candidates if candidate not in present])
 
 
-def _load_plugin(
-    manager: HookManager, candidate: Candidate, enabled: Collection[Candidate], disabled: dict[Candidate, str]
-) -> LoadedPlugin:
-    heavy: tuple[str, ...] = ()
-    try:
-        if candidate in disabled:
-            raise Unusable("disabled", "P10", disabled[candidate])
-        check_entry_point(candidate)
-        check_conflict(candidate, enabled)
-        check_core_version(candidate)
-        module, heavy = import_plugin(candidate)
-        register_plugin(manager, candidate, module)
-        specs = collect_specs(manager, candidate, module)
-    except Unusable as unusable:
-        return LoadedPlugin(_record(candidate, unusable, (), heavy))
-    return LoadedPlugin(_record(candidate, None, specs, heavy), module, specs)
+def _refuse(plugins: list[LoadedPlugin], *, with_traceback: bool = False) -> None:
+    """Raise one PluginError for all of ``plugins``, where there are any."""
+    if not plugins:
+        return
+    from fvd.plugins.refusal import refusal
+
+    raise refusal(plugins, with_traceback=with_traceback)
 
 
-def _record(candidate: Candidate, unusable: Unusable | None, specs: tuple[Spec, ...], heavy: tuple[str, ...]) -> PluginRecord:
-    return PluginRecord(
-        name=candidate.name,
-        distribution=candidate.distribution,
-        version=candidate.version,
-        module=candidate.module,
-        state=unusable.state if unusable else "ok",
-        code=unusable.code if unusable else "",
-        reason=unusable.reason if unusable else "",
-        cure=unusable.cure if unusable else "",
-        provides=tuple(f"{spec.kind}:{spec.name}" for spec in specs),
-        heavy=heavy,
-    )
+@dataclass(frozen=True, kw_only=True)
+class PluginOptions:
+    """What a command line says about plugins: the same for every command. See `load_plugins`."""
+
+    disable: tuple[str, ...] = ()
+    request: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    strict: bool = False
+
+    def load(self, *, only: Collection[str] | None = None, mentioned: Collection[str] = ()) -> Plugins:
+        """The plugins that the command line allows, and with ``only`` and ``mentioned`` what a run file says."""
+        return load_plugins(
+            disable=self.disable, only=only, request=self.request, mentioned=mentioned, files=self.files, strict=self.strict
+        )
 
 
 class Plugins:
     """The plugins of one process. Names are short (``wan``), or qualified by a distribution (``acme-wan:wan``)."""
 
-    def __init__(self, manager: HookManager, loaded: list[LoadedPlugin]) -> None:
-        self._manager = manager
+    def __init__(self, loaded: list[LoadedPlugin], *, on_request: Collection[str] = ()) -> None:
         self._loaded = loaded
+        self.on_request = tuple(on_request)
+        """Names of installed plugins that nobody has asked for; they have no record."""
         self._reported: set[tuple[str, str]] = set()
 
     # --- what there is ---
     @property
     def records(self) -> tuple[PluginRecord, ...]:
-        """All installed plugins, usable or not, sorted by (distribution, name)."""
+        """All installed plugins, usable or not, and those that were asked for; sorted by (distribution, name)."""
         return tuple(plugin.record for plugin in self._loaded)
 
     def specs(self, kind: str) -> list[Spec]:
@@ -202,7 +164,7 @@ class Plugins:
 
     def _misdescribed(self, spec: Spec, what: str) -> PluginError:
         owner = self.owner(spec)
-        cure = f"Report it to the authors of {owner.distribution}."
+        cure = ask_the_authors(owner.distribution)
         return PluginError(f"{spec.kind} {spec.name!r} of plugin {owner}: {what} [P09]", cure=cure)
 
     def _import_target(self, spec: Spec, target: str) -> Any:
@@ -232,14 +194,15 @@ class Plugins:
         used = {self.owner(spec) for spec in (ctx.method, *ctx.families.values())}
         for record, call in self._callers("fvd_check_config"):
             try:
-                found = [problem for result in call(ctx=ctx) for problem in result]
+                with measure(str(record), "fvd_check_config"):
+                    found = [problem for result in call(ctx=ctx) for problem in result]
                 strangers = [type(item).__name__ for item in found if not isinstance(item, Problem)]
                 if strangers:
                     raise TypeError(f"fvd_check_config() must return a list of Problem, got {', '.join(strangers)} in it")
                 problems += found
             except (Exception, SystemExit) as error:
                 message = f"plugin {record}: its check of the run file failed: {describe(error)}"
-                cure = f"Report it to the authors of {record.distribution}."
+                cure = ask_the_authors(record.distribution)
                 problems.append(Problem(message=message, cure=cure, severity="error" if record in used else "warning"))
         return problems
 
@@ -247,7 +210,8 @@ class Plugins:
         """Tell every plugin. One that fails is logged, once for each hook, and the run goes on."""
         for record, call in self._callers(hook_name):
             try:
-                call(**kwargs)
+                with measure(str(record), hook_name):
+                    call(**kwargs)
             except (Exception, SystemExit):
                 self._report_once(record, hook_name)
 
@@ -260,8 +224,9 @@ class Plugins:
             logging.getLogger("fvd.plugins").exception("plugin %s failed in %s; the run goes on", record, hook_name)
 
     def _callers(self, hook_name: str) -> Iterator[tuple[PluginRecord, Any]]:
-        if hook_name not in self._manager.hook_names:
+        if hook_name not in HOOK_NAMES:
             raise ValueError(f"unknown hook {hook_name!r}")
         for plugin in self._loaded:
-            if plugin.module is not None:
-                yield plugin.record, caller_of_one(self._manager, plugin.module, hook_name)
+            call = plugin.hooks.caller(hook_name) if plugin.hooks else None
+            if call is not None:
+                yield plugin.record, call

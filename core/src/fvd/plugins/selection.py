@@ -1,37 +1,47 @@
-"""Which plugins the user has switched off, and where. A name that means no plugin is an error, not a shrug."""
+"""Which plugins the user has named, to have them or not, and where. A name that means no plugin is an error, not a shrug."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fvd.errors import PluginError, did_you_mean
-from fvd.plugins.discovery import Candidate
+from fvd.plugins.discovery import Candidate, Unusable
 
 DISABLE_VARIABLE = "FVD_DISABLE_PLUGINS"
 ALLOW_VARIABLE = "FVD_PLUGINS"
 
 
+class UnknownPluginName(PluginError):
+    """Somebody switches on or off what is not installed, or core."""
+
+
 @dataclass(frozen=True)
 class Switch:
-    """One place where plugins are named: a deny-list, or with ``allows`` an allow-list."""
+    """One place where plugins are named. denies: not these. allows: no others. requests: these too, though they are
+    loaded on request only."""
 
     place: str
     names: tuple[str, ...]
-    allows: bool
+    effect: Literal["denies", "allows", "requests"]
 
 
-def find_switches(disable: Collection[str], only: Collection[str] | None, environment: Mapping[str, str]) -> list[Switch]:
+def find_switches(
+    disable: Collection[str], only: Collection[str] | None, request: Collection[str], environment: Mapping[str, str]
+) -> list[Switch]:
     """All places that are in use. Each narrows what the others leave: a run file cannot widen FVD_PLUGINS."""
     switches = []
     if disable:
-        switches.append(Switch("-p no:NAME", tuple(disable), allows=False))
+        switches.append(Switch("-p no:NAME", tuple(disable), "denies"))
+    if request:
+        switches.append(Switch("-p NAME", tuple(request), "requests"))
     if only is not None:
-        switches.append(Switch("plugins.only", tuple(only), allows=True))
+        switches.append(Switch("plugins.only", tuple(only), "allows"))
     if DISABLE_VARIABLE in environment:
-        switches.append(Switch(DISABLE_VARIABLE, _split(environment[DISABLE_VARIABLE]), allows=False))
+        switches.append(Switch(DISABLE_VARIABLE, _split(environment[DISABLE_VARIABLE]), "denies"))
     if ALLOW_VARIABLE in environment:
-        switches.append(Switch(ALLOW_VARIABLE, _split(environment[ALLOW_VARIABLE]), allows=True))
+        switches.append(Switch(ALLOW_VARIABLE, _split(environment[ALLOW_VARIABLE]), "allows"))
     return switches
 
 
@@ -40,7 +50,7 @@ def _split(value: str) -> tuple[str, ...]:
 
 
 def check_switches(switches: Sequence[Switch], candidates: Sequence[Candidate]) -> None:
-    """Raise PluginError for names that mean no installed plugin, and for core among those to disable."""
+    """Raise UnknownPluginName for names that mean no installed plugin, and for core among those to disable."""
     problems = []
     for switch in switches:
         for name in switch.names:
@@ -48,26 +58,52 @@ def check_switches(switches: Sequence[Switch], candidates: Sequence[Candidate]) 
             if not named:
                 known = sorted({word for candidate in candidates for word in (candidate.name, candidate.distribution)})
                 problems.append(f"{switch.place} names {name!r}, but no such plugin is installed{did_you_mean(name, known)}")
-            elif not switch.allows and any(candidate.is_core for candidate in named):
+            elif switch.effect == "denies" and any(candidate.is_core for candidate in named):
                 problems.append(f"{switch.place} names {name!r}: core cannot be disabled")
     if problems:
-        raise PluginError("\n".join(problems), cure=f"Installed plugins: {', '.join(c.name for c in candidates) or 'none'}.")
+        installed = ", ".join(candidate.name for candidate in candidates if not candidate.on_request) or "none"
+        on_request = ", ".join(candidate.name for candidate in candidates if candidate.on_request)
+        also = f" On request: {on_request}." if on_request else ""
+        raise UnknownPluginName("\n".join(problems), cure=f"Installed plugins: {installed}.{also}")
 
 
-def find_disabled(switches: Sequence[Switch], candidates: Sequence[Candidate]) -> dict[Candidate, str]:
-    """The candidates that are not to be imported, with the reason."""
+def find_present(switches: Sequence[Switch], mentioned: Collection[str], candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates without those that are loaded on request and that nobody asks for."""
+    asked_for = [name for switch in switches if switch.effect != "denies" for name in switch.names] + list(mentioned)
+    others = [candidate for candidate in candidates if not candidate.on_request]
+    return [
+        candidate
+        for candidate in candidates
+        if not candidate.on_request or any(_asks_for(name, candidate, others) for name in asked_for)
+    ]
+
+
+def _asks_for(name: str, candidate: Candidate, others: Collection[Candidate]) -> bool:
+    """A name that means another plugin anyway asks for no more: ``fvd-core`` is core without its toys."""
+    return candidate.answers_to(name) and not any(other.answers_to(name) for other in others)
+
+
+def find_disabled(switches: Sequence[Switch], candidates: Sequence[Candidate]) -> dict[Candidate, Unusable]:
+    """The candidates that are not to be imported, and why (P10)."""
     disabled = {}
     for candidate in candidates:
-        reasons = [_reason(switch) for switch in switches if _switches_off(switch, candidate)]
-        if reasons and not candidate.is_core:
-            disabled[candidate] = " and ".join(reasons)
+        against = [switch for switch in switches if _switches_off(switch, candidate)]
+        if against and not candidate.is_core:
+            reason, cure = (" and ".join(map(words, against)) for words in (_reason, _cure))
+            disabled[candidate] = Unusable("disabled", "P10", reason, f"To have it, {cure}.")
     return disabled
 
 
 def _switches_off(switch: Switch, candidate: Candidate) -> bool:
     named = any(candidate.answers_to(name) for name in switch.names)
-    return named != switch.allows
+    return {"denies": named, "allows": not named, "requests": False}[switch.effect]
 
 
 def _reason(switch: Switch) -> str:
-    return f"not among {switch.place}" if switch.allows else f"disabled by {switch.place}"
+    return f"not among {switch.place}" if switch.effect == "allows" else f"disabled by {switch.place}"
+
+
+def _cure(switch: Switch) -> str:
+    if switch.effect == "allows":
+        return f"add it to {switch.place}"
+    return f"leave out {switch.place}" if switch.place.startswith("-") else f"take it out of {switch.place}"

@@ -6,7 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fvd.errors import FvdError, PluginError, did_you_mean
-from fvd.plugins.loading import describe, place_in, same_package
+from fvd.plugins.discovery import ask_the_authors
+from fvd.plugins.faults import complete, describe, place_in, reinstall, same_package
+from fvd.plugins.trace import measure
 
 if TYPE_CHECKING:
     from fvd.plugins.registry import PluginRecord
@@ -16,29 +18,27 @@ def import_target(record: PluginRecord, what: str, target: str) -> Any:
     """The object at ``package.module:attribute``. Raises PluginError (P09) naming plugin, version and target."""
     module_name, _, attribute = target.partition(":")
     subject = f"{what} of plugin {record} cannot be loaded: target {target}"
-    reinstall = f"python -m pip install {record.distribution}"
     try:
-        module = import_module(module_name)
+        with measure(str(record), f"target {target}"):
+            module = import_module(module_name)
     except FvdError:
         raise
     except ModuleNotFoundError as error:
         name = error.name or str(error)
         if same_package(name, module_name):
             message = f"{subject}: there is no module {name!r} [P09]"
-            cure = f"The installation is incomplete, or the plugin is at fault: {reinstall} --force-reinstall --no-deps"
+            cure = f"The installation is incomplete, or the plugin is at fault: {reinstall(record.distribution)}"
         else:
             message = f"{subject}: it needs the module {name!r}, which is not installed [P09]"
-            cure = f"Bring the dependencies that the plugin declares: {reinstall}"
+            cure = f"Bring what it needs: {complete(record.distribution)}"
         raise PluginError(message, cure=cure) from error
-    except Exception as error:
+    # A plugin that calls sys.exit() on import must not end the program either.
+    except (Exception, SystemExit) as error:
         place = place_in(module_name, error)
-        raise PluginError(f"{subject}: {describe(error)}{place} [P09]", cure=_report(record)) from error
+        raise PluginError(f"{subject}: {describe(error)}{place} [P09]", cure=ask_the_authors(record.distribution)) from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:
         hint = did_you_mean(attribute, dir(module))
-        raise PluginError(f"{subject}: the module has no {attribute!r}{hint} [P09]", cure=_report(record)) from error
-
-
-def _report(record: PluginRecord) -> str:
-    return f"Report it to the authors of {record.distribution}; `fvd plugins show {record.name}` shows what it declares."
+        message = f"{subject}: the module has no {attribute!r}{hint} [P09]"
+        raise PluginError(message, cure=ask_the_authors(record.distribution)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,13 @@ class LoadedSampler:
 
     spec: SamplerSpec
     function: Callable[..., Tensor]
+
+
+@runtime_checkable
+class _CountsSteps(Protocol):
+    """A scheduler of diffusers that counts its steps. Others, such as DDIM, need only the timestep."""
+
+    def set_begin_index(self, begin_index: int) -> None: ...
 
 
 def load_sampler(plugins: Plugins, kind: str) -> LoadedSampler:
@@ -68,8 +75,9 @@ def sample_latents(
     scheduler = model.adapter.scheduler(sampler.spec.scheduler)
     if timesteps is None:
         scheduler.set_timesteps(steps, device=model.adapter.device)
-        # Solvers that round timesteps may have equal ones; without this they would look up their place by value.
-        scheduler.set_begin_index(0)
+        if isinstance(scheduler, _CountsSteps):
+            # Solvers that round timesteps may have equal ones; without this they would look up their place by value.
+            scheduler.set_begin_index(0)
         chosen = scheduler.timesteps
     else:
         chosen = torch.tensor(timesteps, dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 import textwrap
@@ -11,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from fvd.plugins.discovery import GROUP
+from fvd.plugins.discovery import GROUP, ON_REQUEST_GROUP
 
 
-def fake_distribution(
+def fake_dist(
     folder: Path,
     name: str,
     version: str = "1.0",
@@ -22,25 +23,37 @@ def fake_distribution(
     entry_points: Mapping[str, str] | None = None,
     modules: Mapping[str, str] | None = None,
     requires: Iterable[str] = (),
+    on_request: Mapping[str, str] | None = None,
+    summary: str = "A plugin of a test",
+    direct_url: Mapping[str, object] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``NAME-VERSION.dist-info`` and modules into ``folder``; return ``folder``, to use with `installed_in`.
 
-    entry_points: plugin name -> module, in the group ``fvd.plugins``. modules: dotted name -> source (indentation is
-    removed); packages around a module are made, empty, where ``modules`` does not give them. requires: lines of
-    Requires-Dist. Calling it again for the same name and version replaces the metadata.
+    entry_points: plugin name -> module, in the group ``fvd.plugins``; on_request: in ``fvd.plugins.on_request``. modules:
+    dotted name -> source (indentation is removed); packages around a module are made, empty, where ``modules`` does not
+    give them. requires: lines of Requires-Dist. direct_url: what PEP 610 records of an installation that is not from an
+    index, ``{"url": "file:///…", "dir_info": {"editable": True}}``. files: further texts by their path below ``folder``, say
+    the RECORD. Calling it again for the same name and version replaces the metadata.
 
-        fake_distribution(tmp_path, "fvd-x", entry_points={"x": "fvd_x.plugin"}, modules={"fvd_x.plugin": source})
+        fake_dist(tmp_path, "fvd-x", entry_points={"x": "fvd_x.plugin"}, modules={"fvd_x.plugin": source})
         with installed_in(tmp_path):
             plugins = load_plugins()
     """
     metadata = folder / f"{re.sub(r'[-_.]+', '_', name)}-{version}.dist-info"
     metadata.mkdir(parents=True, exist_ok=True)
-    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {line}" for line in requires)]
-    _write(metadata / "METADATA", "\n".join(lines) + "\n")
-    declared = [f"{plugin} = {module}" for plugin, module in (entry_points or {}).items()]
-    _write(metadata / "entry_points.txt", "\n".join([f"[{GROUP}]", *declared]) + "\n")
+    about = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", f"Summary: {summary}"]
+    _write(metadata / "METADATA", "\n".join([*about, *(f"Requires-Dist: {line}" for line in requires)]) + "\n")
+    groups = {GROUP: entry_points or {}, ON_REQUEST_GROUP: on_request or {}}
+    lines = [line for group, plugins in groups.items() for line in (f"[{group}]", *(f"{k} = {v}" for k, v in plugins.items()))]
+    _write(metadata / "entry_points.txt", "\n".join(lines) + "\n")
+    if direct_url is not None:
+        _write(metadata / "direct_url.json", json.dumps(direct_url))
     for module, source in (modules or {}).items():
         _write_module(folder, module, source, modules or {})
+    for path, text in (files or {}).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        _write(folder / path, text)
     importlib.invalidate_caches()
     return folder
 

@@ -23,7 +23,7 @@ from torch import Tensor
 import fvd
 from fvd.adapters import Conditioning, LatentsSource
 from fvd_dmd2.config import DMD2Config
-from fvd_dmd2.ladder import LADDER_TIMESTEPS, student_timesteps, unshifted_timestep
+from fvd_dmd2.ladder import LADDER_TIMESTEPS, check_shift, student_timesteps, unshifted_timestep
 from fvd_dmd2.losses import MatchingGradient, distribution_matching_loss, guided_x0, matching_gradient, regression_loss
 
 
@@ -58,6 +58,7 @@ class DMD2Method(fvd.Method):
             unshifted_timestep(adapter, steps * self.config.max_timestep_ratio),
         )
         timesteps = student_timesteps(self.config, run.pipeline_config.flow_shift)
+        check_shift(self.config, adapter, timesteps)
         self.ladder = torch.tensor(timesteps, dtype=torch.float32, device=adapter.device)
 
     # --- what the method declares ---

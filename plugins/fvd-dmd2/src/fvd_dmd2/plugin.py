@@ -52,6 +52,19 @@ def fvd_methods() -> list[fvd.MethodSpec]:
                 "zero_conditioning",
             },
             moved_keys=_MOVED_KEYS,
+            example=fvd.Example(
+                training={"max_train_steps": 4000, "learning_rate": 2e-6, "betas": [0.0, 0.999]},
+                method_config={
+                    "dmd_denoising_steps": [1000, 750, 500, 250],
+                    "warp_denoising_step": True,
+                    "rollout_mode": "simulate",
+                    "generator_update_interval": 5,
+                    "real_score_guidance_scale": 4.5,
+                    "guidance_convention": "standard",
+                    "critic_learning_rate": 8e-6,
+                    "critic_betas": [0.0, 0.999],
+                },
+            ),
         )
     ]
 

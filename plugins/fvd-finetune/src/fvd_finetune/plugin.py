@@ -30,6 +30,16 @@ def fvd_methods() -> list[fvd.MethodSpec]:
             roles={"student": fvd.RoleNeeds(trainable=True, needs={"predict"})},
             needs={"prepare_batch", "add_noise", "training_target", "shift_and_clamp_timestep", "num_train_timesteps"},
             moved_keys=_MOVED_KEYS,
+            example=fvd.Example(
+                training={
+                    "max_train_steps": 4000,
+                    "training_cfg_rate": 0.1,
+                    "learning_rate": 1e-5,
+                    "lr_scheduler": "constant_with_warmup",
+                    "lr_warmup_steps": 100,
+                },
+                method_config={"timestep_density": "logit_normal"},
+            ),
         )
     ]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fvd.errors import ModelError, Problem
-from fvd_wan.folders import ComponentsFolder, ModelFolder, local_folder, read_components, read_model
+from fvd.model_folder import local_folder
+from fvd_wan.folders import ComponentsFolder, ModelFolder, read_components, read_model
 
 if TYPE_CHECKING:
     from fvd.config.check import CheckContext
@@ -63,7 +64,7 @@ def _check_agreement(ctx: CheckContext, models: dict[str, ModelFolder], componen
     problems = []
     expected: tuple[str, int, int] | None = None
     if components is not None:
-        expected = (f"the VAE and text encoder in {components.path}", components.vae.z_dim, components.text_dim)
+        expected = (f"the VAE and text encoder in {components.path}", components.latent_channels, components.text_dim)
     for role, model in models.items():
         for transformer in model.transformers.values():
             found = (transformer.in_channels, transformer.text_dim)

@@ -9,24 +9,6 @@ import fvd
 if TYPE_CHECKING:
     from fvd.config.check import CheckContext
 
-PROVIDES = {
-    "prepare_batch",
-    "ensure_negative_conditioning",
-    "negative_conditioning",
-    "encode_prompts",
-    "zero_conditioning",
-    "num_train_timesteps",
-    "add_noise",
-    "shift_and_clamp_timestep",
-    "scheduler",
-    "predict",
-    "training_target",
-    "predict_x0",
-    "predict_noise",
-    "decode",
-    "latent_shape",
-}
-
 
 @fvd.hookimpl
 def fvd_families() -> list[fvd.FamilySpec]:
@@ -36,9 +18,21 @@ def fvd_families() -> list[fvd.FamilySpec]:
             target="fvd_wan.family:WanFamily",
             config="fvd_wan.config:WanConfig",
             summary="Wan 2.1 text-to-video, diffusers format (also two-expert checkpoints)",
-            provides=PROVIDES,
+            provides=fvd.TEXT_TO_VIDEO,
             samplers={"ode", "sde"},
             latent_space="wan2.1",
+            tiny="fvd_wan.tiny:make_tiny_wan",
+            example=fvd.Example(
+                path="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+                frozen_path="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+                training={
+                    "num_frames": 81,
+                    "num_height": 480,
+                    "num_width": 832,
+                    "gradient_accumulation_steps": 8,
+                    "enable_gradient_checkpointing_type": "full",
+                },
+            ),
         )
     ]
 

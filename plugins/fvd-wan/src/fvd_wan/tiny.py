@@ -6,9 +6,6 @@ works, a scheduler; the layout, classes and compression (8 × 8 pixels, 4 frames
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -18,9 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from fvd.diffusers_format.loading import quiet
+from fvd.diffusers_format.tiny import VOCABULARY_SIZE, save_tiny_tokenizer
 from fvd.errors import ModelError
-from fvd_wan.loading import quiet
-from fvd_wan.tiny_tokenizer import VOCABULARY_SIZE, save_tiny_tokenizer
+from fvd.files import folder_written_aside
+from fvd.model_folder import write_json
 
 TEXT_DIM = 32
 LATENT_CHANNELS = 16
@@ -43,39 +42,15 @@ _MODEL_INDEX = {
 def make_tiny_wan(out: Path, *, seed: int = 0, overwrite: bool = False) -> None:
     """Write the tiny pipeline into ``out``; equal seeds give equal bytes.
 
-    It is written beside ``out`` and moved there when whole. Raises ModelError when ``out`` exists and is not empty, unless
+    It is written beside ``out`` and moved there when whole. Raises FvdError when ``out`` exists and is not empty, unless
     ``overwrite`` and it is a model folder; and when it cannot be written.
     """
     _check_target(out, overwrite)
     try:
-        _write_aside(out, seed)
-    except (OSError, SafetensorError) as error:
+        with folder_written_aside(out) as model:
+            _write_pipeline(model, seed)
+    except SafetensorError as error:
         raise ModelError(f"cannot write {out}: {error}", cure="Free some space, or name another folder.") from error
-
-
-def _write_aside(out: Path, seed: int) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        model = aside / "new"
-        model.mkdir()
-        _write_pipeline(model, seed)
-        _replace_folder(out, model, old=aside / "old")
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _replace_folder(out: Path, new: Path, *, old: Path) -> None:
-    """Put ``new`` in the place of ``out``; on failure ``out`` is what it was."""
-    if not out.exists():
-        new.replace(out)
-        return
-    out.replace(old)
-    try:
-        new.replace(out)
-    except OSError:
-        old.replace(out)
-        raise
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -99,7 +74,7 @@ def _write_pipeline(out: Path, seed: int) -> None:
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     scheduler.save_pretrained(out / "scheduler")
     for name, content in (("model_index.json", _MODEL_INDEX), ("fvd.json", CLIP_PLAN)):
-        (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(out / name, content)
 
 
 def make_tiny_transformer() -> WanTransformer3DModel:

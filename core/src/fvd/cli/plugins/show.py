@@ -1,0 +1,113 @@
+"""`fvd plugins show NAME`: a plugin with all its components, or one component."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fvd.cli.plugins.component import describe_component, facts_of
+from fvd.cli.plugins.output import print_json, record_as_dict, shared_findings
+from fvd.errors import PluginError, did_you_mean
+from fvd.plugins.discovery import canonical
+from fvd.plugins.registry import KINDS
+from fvd.specs import Spec
+
+if TYPE_CHECKING:
+    from fvd.cli.main import Arguments
+    from fvd.plugins import PluginRecord, Plugins
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", metavar="NAME", help="a plugin, the distribution that it comes from, or a component, such as a sampler"
+    )
+    parser.add_argument("--json", action="store_true", help="for tools")
+    parser.set_defaults(execute=execute)
+
+
+def execute(args: Arguments) -> int:
+    plugins = args.load_plugins_with(args.name)  # one that is loaded on request only may be shown
+    chosen = _find(plugins, args.name)
+    if args.json:
+        print_json({"plugins": [_describe(plugins, record, specs) for record, specs in chosen]})
+        return 0
+    for record, specs in chosen:
+        for line in _lines(plugins, record, specs):
+            print(line)
+    return 0
+
+
+def _find(plugins: Plugins, name: str) -> list[tuple[PluginRecord, list[Spec]]]:
+    """The plugins that answer to ``name`` with all their components; else those that provide a component of that name, with
+    that alone. Raises PluginError where there is neither."""
+    owned = [(plugins.owner(spec), spec) for kind in KINDS for spec in plugins.specs(kind)]
+    records = [record for record in plugins.records if record.answers_to(name)]
+    if records:
+        return [(record, [spec for owner, spec in owned if owner is record]) for record in records]
+    qualifier, _, short = name.rpartition(":")
+    found: dict[PluginRecord, list[Spec]] = {}
+    for owner, spec in owned:
+        if spec.name == short and (not qualifier or owner.answers_to(qualifier)):
+            found.setdefault(owner, []).append(spec)
+    if not found:
+        raise _nothing_of_that_name(plugins, name, [spec.name for _, spec in owned])
+    return [(record, found[record]) for record in plugins.records if record in found]
+
+
+def _nothing_of_that_name(plugins: Plugins, name: str, components: list[str]) -> PluginError:
+    from fvd.plugins.missing import catalogue
+
+    for of_kind in catalogue().values():
+        for component, distribution in of_kind.items():
+            if canonical(name) in (canonical(distribution), canonical(component)):
+                return PluginError(f"{distribution} is not installed", cure=f"python -m pip install {distribution}")
+    installed = [record.name for record in plugins.records]
+    words = installed + [record.distribution for record in plugins.records] + components
+    return PluginError(
+        f"there is no plugin or component {name!r}{did_you_mean(name, words)}", cure=f"Installed: {', '.join(installed)}."
+    )
+
+
+# --- for tools -------------------------------------------------------------------------------------------------------
+def _describe(plugins: Plugins, record: PluginRecord, specs: list[Spec]) -> dict[str, object]:
+    from dataclasses import asdict
+
+    from fvd.plugins.sources import find_source
+
+    return {
+        **record_as_dict(record),
+        "module": record.module,
+        "source": asdict(find_source(record)),
+        "components": [describe_component(plugins, spec) for spec in specs],
+    }
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+def _lines(plugins: Plugins, record: PluginRecord, specs: list[Spec]) -> Iterator[str]:
+    from fvd.plugins.sources import find_source
+
+    yield f"{record}  {record.state}   entry point {record.module}"
+    yield f"  installed from {find_source(record)}"
+    if record.code:
+        yield f"  {record.code} {record.reason}"
+    if record.cure:
+        yield f"  cure: {record.cure}"
+    for finding in shared_findings(plugins):
+        if finding.plugin == str(record):
+            yield from finding.lines("!")
+    for spec in specs:
+        yield f"  {spec.kind.replace('_', ' ')} {spec.name}: {spec.summary or '(no summary)'}"
+        yield from (f"    {line}" for line in _component_lines(plugins, spec))
+
+
+def _component_lines(plugins: Plugins, spec: Spec) -> Iterator[str]:
+    facts = facts_of(plugins, spec)
+    for label, text in facts.rows:
+        yield f"{label:<14}  {text}"
+    if facts.section:
+        yield f"{facts.section}:{f' {facts.problem}' if facts.problem else '' if facts.keys else ' it has no keys'}"
+    for key in facts.keys:
+        yield f"  {key}"
+        yield from (f"      {line}" for line in textwrap.wrap(key.description, 110))

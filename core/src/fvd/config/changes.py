@@ -1,0 +1,37 @@
+"""Two run files compared key by key, as plain data. Light: the standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MAY_CHANGE = frozenset(
+    f"training.{key}"
+    for key in (
+        *("output_dir", "max_train_steps", "dataloader_num_workers", "enable_gradient_checkpointing_type"),
+        *("training_state_checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
+        *("log_validation", "validation_steps", "validation_dataset_file", "validation_sampling_steps"),
+        *("validation_guidance_scale", "validation_fps", "trackers", "tracker_project_name", "wandb_run_name"),
+        "log_every_steps",
+    )
+) | {"pipeline_config.sampler_kind", "plugins.only", "plugins.require"}
+"""Keys that change no number of training (``max_train_steps`` does where the learning rate decays: a longer schedule)."""
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ and matter, with both values."""
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in (*before, *(k for k in after if k not in before)) if key not in MAY_CHANGE]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"training": {"seed": 1}}`` -> ``{"training.seed": 1}``; the folders of ``training.data_path`` stay one value."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and dotted != "training.data_path":
+            flat |= flatten(value, f"{dotted}.")
+        else:
+            flat[dotted] = value
+    return flat

@@ -1,0 +1,157 @@
+"""`fvd plugins example`: a complete run file of any family and any method, made from their descriptors and config models.
+
+Every key that the run file may have is in it: those with an example as they are, all others as comments with their
+defaults. So it is the reference of a pair's keys, and a run file to begin with.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from fvd.config.document import Key, keys_of, yaml_text
+from fvd.config.models import TrainingConfig
+from fvd.errors import PluginError
+from fvd.plugins import Plugins
+from fvd.plugins.discovery import CORE_DISTRIBUTION, LOCAL
+from fvd.plugins.fit import missing_primitives
+from fvd.specs import DatasetKindSpec, FamilySpec, MethodSpec
+
+AnySpec = TypeVar("AnySpec", FamilySpec, MethodSpec)
+
+WIDTH = 120
+SCHEMA_FILE = "fvd.schema.json"
+
+
+def example_run_file(plugins: Plugins, family: str, method: str) -> str:
+    """The text of a run file for ``family`` and ``method`` (names as in ``recipe:``), which `fvd check` accepts where the two
+    fit and their `fvd.Example`s give what their configs require.
+
+    Raises PluginError for a name that is not installed, and for a config model that cannot be loaded.
+    """
+    model = _spec(plugins, family, FamilySpec)
+    algorithm = _spec(plugins, method, MethodSpec)
+    pipeline_keys = keys_of(plugins.load_config("family", family))
+    method_keys = keys_of(plugins.load_config("method", method))
+    needs_data = _reads_folders(plugins, model)
+    training = _training_values(model, algorithm, needs_data)
+    training_keys = [key for key in keys_of(TrainingConfig) if needs_data or key.name != "data_path"]
+    pipeline_values = {**model.example.pipeline_config, **algorithm.example.pipeline_config}
+    known = {key.name for key in pipeline_keys}
+    lines = [
+        *_heading(model, algorithm, training if needs_data else {}),
+        "recipe:",
+        f"  family: {yaml_text(family)}",
+        f"  method: {yaml_text(method)}",
+        "",
+        "roles:",
+        *_roles(model, algorithm),
+        "",
+        *_section("training", training_keys, training),
+        "",
+        # What a method suggests for a pipeline, a family may not have.
+        *_section("pipeline_config", pipeline_keys, {key: it for key, it in pipeline_values.items() if key in known}),
+        "",
+        *_section("method_config", method_keys, algorithm.example.method_config),
+        *_requirements(plugins, model, algorithm),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def first_that_fits(plugins: Plugins, *, family: str = "", method: str = "") -> str:
+    """The other half of a pair: the name of the first installed method for ``family``, or family for ``method``. Empty
+    where none fits."""
+    if family:
+        model = _spec(plugins, family, FamilySpec)
+        methods = ((name, _spec(plugins, name, MethodSpec)) for name in plugins.names("method"))
+        return next((name for name, spec in methods if not missing_primitives(spec, model)), "")
+    algorithm = _spec(plugins, method, MethodSpec)
+    families = ((name, _spec(plugins, name, FamilySpec)) for name in plugins.names("family"))
+    return next((name for name, spec in families if not missing_primitives(algorithm, spec)), "")
+
+
+def _spec(plugins: Plugins, name: str, spec_class: type[AnySpec]) -> AnySpec:
+    spec = plugins.spec(spec_class.kind, name)
+    assert isinstance(spec, spec_class)
+    return spec
+
+
+def _reads_folders(plugins: Plugins, family: FamilySpec) -> bool:
+    try:
+        kind = plugins.spec("dataset_kind", family.dataset_kind)
+    except PluginError:  # `fvd check` says so; most kinds read folders
+        return True
+    return not isinstance(kind, DatasetKindSpec) or kind.reads_folders
+
+
+def _training_values(family: FamilySpec, method: MethodSpec, needs_data: bool) -> dict[str, object]:
+    values: dict[str, object] = {"output_dir": f"outputs/{family.name}-{method.name}"}
+    if needs_data:
+        values["data_path"] = f"data/{family.name}"
+    values["max_train_steps"] = 1000
+    return {**values, **family.example.training, **method.example.training}
+
+
+def _heading(family: FamilySpec, method: MethodSpec, training: Mapping[str, object]) -> Iterator[str]:
+    yield f"# yaml-language-server: $schema={SCHEMA_FILE}"
+    yield f"#   (for editors; made by `fvd schema > {SCHEMA_FILE}`)"
+    for spec in (method, family):
+        yield f"# The {spec.kind} {spec.name}{f': {spec.summary}' if spec.summary else ''}"
+    if training:
+        model = family.example.path or "MODEL"
+        yield "# Data:"
+        yield f"#   fvd data prepare CLIPS --family {family.name} --model {model} --out {training['data_path']}"
+    yield "# A key in a comment has the value that it has anyway; take away `# ` to set another."
+    yield ""
+
+
+def _roles(family: FamilySpec, method: MethodSpec) -> Iterator[str]:
+    for role, needs in method.roles.items():
+        path = family.example.path if needs.trainable else family.example.frozen_path or family.example.path
+        yield f"  {role}:  # {'trained' if needs.trainable else 'frozen'}"
+        yield f"    path: {yaml_text(path or 'FOLDER_OR_HUB_ID')}"
+
+
+def _section(name: str, keys: list[Key], values: Mapping[str, object]) -> Iterator[str]:
+    """First the keys that have an example, then all others in comments."""
+    if not keys:
+        yield f"{name}: {{}}  # it has no keys"
+        return
+    yield f"{name}:"
+    for key in keys:
+        if key.name in values:
+            yield from _key_lines(f"  {key.name}: {yaml_text(_plain(values[key.name]))}", key)
+        elif key.required:
+            yield from _key_lines(f"  {key.name}:", key, note="REQUIRED; ")
+    for key in keys:
+        if key.name not in values and not key.required:
+            yield from _key_lines(f"  # {key.name}: {yaml_text(key.default)}", key)
+
+
+def _plain(value: object) -> object:
+    """A descriptor may say tuples, YAML has lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _key_lines(text: str, key: Key, note: str = "") -> Iterator[str]:
+    remark = f"{note}{key.type}{f': {key.first_sentence}' if key.description else ''}"
+    if len(text) + len(remark) + 4 <= WIDTH:
+        yield f"{text}  # {remark}"
+        return
+    yield text
+    yield from (f"  #       {line}" for line in textwrap.wrap(remark, WIDTH - 10, break_on_hyphens=False))
+
+
+def _requirements(plugins: Plugins, family: FamilySpec, method: MethodSpec) -> Iterator[str]:
+    versions = {record.distribution: record.version for record in (plugins.owner(family), plugins.owner(method))}
+    # What comes with core needs no requirement, and a single file has no version.
+    others = {name: version for name, version in sorted(versions.items()) if name not in (CORE_DISTRIBUTION, LOCAL)}
+    ranges = [f"{name}>={version}" for name, version in others.items()]
+    if ranges:
+        yield ""
+        yield f"# plugins: {{require: {yaml_text(ranges)}}}  # refuse to run without; `fvd plugins deps` prints them"

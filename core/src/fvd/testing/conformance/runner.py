@@ -1,0 +1,89 @@
+"""`run`: every check of a plugin or of one component, as a report."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+from fvd.errors import FvdError, PluginError, did_you_mean
+from fvd.plugins import PluginOptions, PluginRecord, Plugins
+from fvd.plugins.registry import KINDS
+from fvd.specs import Spec
+from fvd.testing.conformance.counterparts import REQUESTS
+from fvd.testing.conformance.examination import Examination
+from fvd.testing.conformance.outcomes import CheckResult, Report
+from fvd.testing.conformance.table import CHECKS, checks_of
+
+_NO_OPTIONS = PluginOptions()
+
+
+def load_for_check(name: str = "", options: PluginOptions = _NO_OPTIONS) -> Plugins:
+    """Installed plugins, with the toys that checks need, and the plugin ``name`` where it is loaded on request only."""
+    return replace(options, request=(*options.request, *REQUESTS)).load(mentioned=[name] if name else [])
+
+
+def run(plugins: Plugins, name: str, *, only: Collection[str] = ()) -> Report:
+    """Check what ``name`` means: a plugin (all its components), or one component (``wan``, ``acme-wan:wan``), and then its
+    plugin as a whole too.
+
+    plugins: from `load_for_check`. only: ids of checks; those that they need are made too, and not reported. Never raises
+    what a plugin raises. Raises FvdError for a name or an id that there is not, and where the toys are not loaded.
+    """
+    unknown = sorted(set(only) - {check.id for check in CHECKS})
+    if unknown:
+        ids = [check.id for check in CHECKS]
+        raise FvdError(
+            f"there is no check {unknown[0]!r}{did_you_mean(unknown[0], ids)}", cure=f"Checks: {', '.join(sorted(ids))}."
+        )
+    _require_toys(plugins)
+    subjects = find_subjects(plugins, name)
+    results = [result for record, spec in subjects for result in _examine(plugins, record, spec, only)]
+    record = subjects[0][0]
+    return Report(plugin=record.name, distribution=record.distribution, version=record.version, results=tuple(results))
+
+
+def _require_toys(plugins: Plugins) -> None:
+    usable = {record.name for record in plugins.records if record.usable and record.distribution == "fvd-core"}
+    missing = [name for name in REQUESTS if name not in usable]
+    if missing:
+        raise FvdError(
+            f"checks need the plugins {' and '.join(missing)} of fvd-core, which are not loaded",
+            cure="Load plugins with fvd.testing.conformance.load_for_check(); FVD_PLUGINS and plugins.only must name them.",
+        )
+
+
+def find_subjects(plugins: Plugins, name: str) -> list[tuple[PluginRecord, Spec | None]]:
+    """What ``name`` means: plugins, each followed by its components. Raises PluginError for a name that means nothing."""
+    records = [record for record in plugins.records if record.answers_to(name)]
+    if any(record.name == name for record in records):
+        records = [record for record in records if record.name == name]  # `core` and not every plugin of fvd-core
+    chosen = [spec for kind in KINDS for spec in plugins.specs(kind) if plugins.owner(spec) in records]
+    if not records:
+        chosen = [spec for kind in KINDS for spec in plugins.specs(kind) if _means(plugins, spec, name)]
+        records = list(dict.fromkeys(plugins.owner(spec) for spec in chosen))
+    if not records:
+        known = [record.name for record in plugins.records] + [spec.name for kind in KINDS for spec in plugins.specs(kind)]
+        raise PluginError(
+            f"no plugin and no component is called {name!r}{did_you_mean(name, known)}", cure="`fvd plugins list` shows them."
+        )
+    return [
+        pair for record in records for pair in [(record, None), *((record, s) for s in chosen if plugins.owner(s) is record)]
+    ]
+
+
+def _means(plugins: Plugins, spec: Spec, name: str) -> bool:
+    qualifier, colon, short = name.rpartition(":")
+    return spec.name == short and (not colon or plugins.owner(spec).answers_to(qualifier))
+
+
+def _examine(plugins: Plugins, record: PluginRecord, spec: Spec | None, only: Collection[str]) -> Iterator[CheckResult]:
+    with Examination(plugins, record, spec) as examination:
+        for check in checks_of(examination.subject.kind):
+            if only and check.id not in only:
+                continue
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                result = examination.result(check)
+            yield replace(result, output=output.getvalue())

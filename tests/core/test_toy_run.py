@@ -1,0 +1,157 @@
+"""The toy families through the command line, as any family: run, resume, sample, export; and run files without data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fvd.cli.main import main
+from fvd.config.example import example_run_file
+from fvd.config.load import LoadedRun, load_run_file
+from fvd.plugins import load_plugins
+from fvd.testing.toy.workbench import toy_family
+
+FAMILIES = pytest.mark.parametrize("family", ["toy", "toy_noise"])
+SHORT = {"max_train_steps": 6, "train_batch_size": 16, "training_state_checkpointing_steps": 3, "training_cfg_rate": 0.25}
+
+
+def write_run_file(folder: Path, output: str, *, family: str = "toy", **training: object) -> Path:
+    document: dict[str, Any] = {
+        "recipe": {"family": family, "method": "toy"},
+        "roles": {"student": {"path": "random"}},
+        "training": {"output_dir": str(folder / output), **SHORT, **training},
+    }
+    path = folder / f"{output}.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def metrics(run_dir: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+def load(folder: Path, text: str) -> LoadedRun:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_run_file(path)
+
+
+@FAMILIES
+def test_run_sample_export_and_run_on(family, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("mode 2\na red square\n", encoding="utf-8")
+    validation = {"log_validation": True, "validation_dataset_file": str(prompts), "validation_sampling_steps": 2}
+    run_file = write_run_file(tmp_path, "run", family=family, **validation)
+    assert main(["run", str(run_file)]) == 0
+    assert len(list((tmp_path / "run" / "validation" / "step-00000006").glob("*.mp4"))) == 2
+    lock = json.loads((tmp_path / "run" / "run.lock.json").read_text(encoding="utf-8"))
+    used = {name for plugin in lock["plugins"] for name in plugin["components"]}
+    assert {f"family:{family}", "method:toy", f"dataset_kind:{family}"} <= used
+    assert main(["sample", str(tmp_path / "run"), "--prompt", "mode 3", "--steps", "2", "--out", str(tmp_path / "x.mp4")]) == 0
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "exported")]) == 0
+    exported = write_run_file(tmp_path, "second", family=family)
+    assert main(["run", str(exported), "--set", f"roles.student.path={tmp_path / 'exported'}"]) == 0
+    assert main(["export", str(tmp_path / "run"), "--to", "diffusers", "--out", str(tmp_path / "no")]) == 1
+    assert "It exports to: toy." in capsys.readouterr().err
+
+
+@FAMILIES
+def test_resumed_is_as_straight(family, tmp_path):
+    straight, parts = (write_run_file(tmp_path, name, family=family) for name in ("straight", "parts"))
+    assert main(["run", str(straight)]) == 0
+    assert main(["run", str(parts), "--set", "training.max_train_steps=3"]) == 0
+    assert main(["run", str(parts)]) == 0
+    assert [step for step, _ in metrics(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "straight")
+
+
+def test_accumulated_is_as_at_once(tmp_path):
+    at_once = write_run_file(tmp_path, "at-once", learning_rate=1e-3)
+    assert main(["run", str(at_once)]) == 0
+    accumulated = write_run_file(tmp_path, "accumulated", learning_rate=1e-3, train_batch_size=4, gradient_accumulation_steps=4)
+    assert main(["run", str(accumulated)]) == 0
+    for (step, one), (other_step, other) in zip(metrics(tmp_path / "at-once"), metrics(tmp_path / "accumulated"), strict=True):
+        assert step == other_step
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_recomputing_changes_nothing(tmp_path):
+    for name, kind in (("kept", None), ("recomputed", "full")):
+        assert main(["run", str(write_run_file(tmp_path, name, enable_gradient_checkpointing_type=kind))]) == 0
+    assert metrics(tmp_path / "kept") == metrics(tmp_path / "recomputed")
+
+
+def test_the_run_file_that_core_writes_runs(tmp_path, monkeypatch):
+    """The example of family and method, from their descriptors, as `fvd plugins example` prints it."""
+    monkeypatch.chdir(tmp_path)
+    text = example_run_file(load_plugins(request=("toy",)), "toy", "toy")
+    (tmp_path / "toy.yaml").write_text(text, encoding="utf-8")
+    assert main(["run", "toy.yaml", "--set", "training.max_train_steps=2"]) == 0
+
+
+def test_the_first_rung(tmp_path, monkeypatch):
+    """examples/toy.yaml with the method in one file; and without it, with the installed method."""
+    examples = Path(__file__).parents[2] / "examples"
+    assert len((examples / "my_method.py").read_text(encoding="utf-8").splitlines()) < 40
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the file's folder is added to it
+    short = ["--set", "training.max_train_steps=2", "--plugin", str(examples / "my_method.py")]
+    assert main(["run", str(examples / "toy.yaml"), *short]) == 0
+    assert main(["run", str(examples / "toy.yaml"), *short, "--set", "recipe.family=toy_noise"]) == 1  # another run's folder
+    other = ["--set", "training.output_dir=noise", "--set", "recipe.family=toy_noise"]
+    assert main(["run", str(examples / "toy.yaml"), *short, *other]) == 0
+    installed = ["--set", "training.output_dir=installed", "--set", "recipe.method=toy", "--set", "training.max_train_steps=2"]
+    assert main(["run", str(examples / "toy.yaml"), *installed]) == 0
+
+
+# --- training.data_path ---
+NO_DATA = """
+recipe: {{family: {family}, method: {method}}}
+roles: {{student: {{path: random}}}}
+training: {{output_dir: out, max_train_steps: 1{more}}}
+"""
+
+
+def test_a_family_that_makes_its_data_needs_no_folder(tmp_path):
+    assert not load(tmp_path, NO_DATA.format(family="toy", method="toy", more="")).problems
+    loaded = load(tmp_path, NO_DATA.format(family="toy", method="toy", more=", data_path: some/folder"))
+    (problem,) = loaded.problems
+    assert (problem.key, problem.severity) == ("training.data_path", "warning")
+    assert "has no effect: the family toy makes its data itself" in problem.message
+
+
+def test_a_family_that_reads_folders_does(tmp_path):
+    """Reported with everything else that is wrong."""
+    text = NO_DATA.format(family="wan", method="finetune", more=", learning_rat: 1")
+    pytest.importorskip("fvd_wan")
+    pytest.importorskip("fvd_finetune")
+    found = {problem.key: problem.message for problem in load(tmp_path, text).errors}
+    assert found["training.data_path"] == "is required and not given"
+    assert "training.learning_rat" in found
+
+
+def test_data_of_another_size_are_refused_on_resuming(tmp_path, monkeypatch):
+    """The layout of the data is part of a checkpoint, also where no folder holds them."""
+    run_file = write_run_file(tmp_path, "run")
+    assert main(["run", str(run_file), "--set", "training.max_train_steps=3"]) == 0
+    monkeypatch.setattr("fvd.testing.toy.data.CHUNKS", 10)
+    assert main(["run", str(run_file)]) == 1
+
+
+def test_an_exported_students_weights_are_the_runs(tmp_path):
+    run_file = write_run_file(tmp_path, "run")
+    assert main(["run", str(run_file)]) == 0
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "exported")]) == 0
+    weights = torch.load(tmp_path / "exported" / "weights.pt", weights_only=True)
+    from fvd.config.models import RoleConfig
+
+    untrained = toy_family().load_role("student", RoleConfig(path="random", trainable=True)).modules["transformer"].state_dict()
+    assert weights.keys() == untrained.keys()
+    assert not all(torch.equal(weights[name], untrained[name]) for name in weights)

@@ -1,0 +1,14 @@
+import fvd
+
+
+@fvd.hookimpl
+def fvd_samplers() -> list[fvd.SamplerSpec]:
+    return [
+        fvd.SamplerSpec(
+            name="heun",
+            target="fvd_heun.heun:sample_heun",
+            summary="second order, two calls a step; flow matching",
+            scheduler="ode",
+            takes_timesteps=True,
+        )
+    ]
