@@ -395,7 +395,7 @@ def broken_distributions() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     yield "P06", "conflict", "mini", {"name": "fvd-rival", **hook()}
     yield "P07", "ok", "second", hook(body=SAMPLER.format(name="heun"))
     yield "P09", "ok", "hollow", hook(body=SAMPLER.format(name="hollow"))
-    yield "W01", "ok", "heavy", {"source": "import yaml\n"}
+    yield "W01", "slow", "heavy", {"source": "import yaml\n"}
 
 
 def test_the_table_of_failures_and_the_transcript(workspace, tmp_path):
@@ -438,7 +438,7 @@ def test_the_table_of_failures_and_the_transcript(workspace, tmp_path):
         "hollow": ["P09"], "nobody": ["P08"], "heun": ["P07"],
     }  # fmt: skip
     assert re.search(rf"extras +fvd-extras +0\.1\.0 +{rows['P10']} +P10", listing)
-    assert re.search(r"! heavy .* loads yaml on import: .*\(W01\)", listing)
+    assert re.search(r"heavy +fvd-heavy +1\.0 +slow .*\n +W01 loads yaml on import", listing)
     assert proven == set(rows)
     (shown,) = [block for block in CONSOLE if "broken" in block]
     squeezed = {" ".join(line.split()) for line in listing.splitlines()}

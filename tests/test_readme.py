@@ -42,6 +42,7 @@ def test_every_option_that_is_shown_exists(command):
     words = arguments[:2] if arguments[0] in ("data", "plugins", "wan") else arguments[:1]
     help_text = fvd(*words, "--help").stdout
     assert help_text, command
+    help_text += fvd(words[0], "--help").stdout  # options about plugins
     assert [option for option in options if option not in help_text] == []
 
 

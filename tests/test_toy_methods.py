@@ -45,17 +45,21 @@ def few_step_samples(method: DMD2Method, count: int = 1500) -> torch.Tensor:
     return sample_sde(model, noise, scheduler=None, timesteps=method.ladder, generators=generators).flatten(1)
 
 
-@BOTH
-def test_finetune_then_distil(predicts):
+@pytest.mark.parametrize(("predicts", "gain"), [("velocity", 3), ("noise", 1.5)])
+def test_finetune_then_distil(predicts, gain):
     """Finetuning from random weights brings 50-step samples to the mixture; dmd2 then brings the student's 4-step samples
-    nearer than the finetuned network's own, with the exact denoiser as its teacher."""
+    nearer than the finetuned network's own, with the exact denoiser as its teacher.
+
+    Over a few initial weights the energy distance fell 8 to 18 times, and then 6 to 8 times (velocity) or 2 to 6 times
+    (noise, of which little of x0 can be told at the first step of the ladder).
+    """
     family = toy_family(predicts)
     untrained = energy_distance(toy_samples(*random_student(family), 1500), truth(family))
     method = finetuned(family, 300)
     assert energy_distance(toy_samples(method.adapter, method.roles["student"], 1500), truth(family)) < untrained / 3
 
-    config = DMD2Config(dmd_denoising_steps=(1000, 750, 500, 250), real_score_guidance_scale=0.0)
-    training = {"learning_rate": 1e-3, "max_train_steps": 300}
+    config = DMD2Config(dmd_denoising_steps=(1000, 750, 500, 250), real_score_guidance_scale=0.0, generator_update_interval=2)
+    training = {"learning_rate": 1e-3, "lr_scheduler": "cosine", "max_train_steps": 300}
     distilled = toy_method(DMD2Method, config, DISTILLED, family=family, training=training)
     for name in ("student", "critic"):
         start = method.roles["student"].modules["transformer"].state_dict()
@@ -63,7 +67,7 @@ def test_finetune_then_distil(predicts):
     before = energy_distance(few_step_samples(distilled), truth(family))
     for iteration in range(1, 301):
         train_step(distilled, toy_batch(family, 128, first=128 * iteration), iteration)
-    assert energy_distance(few_step_samples(distilled), truth(family)) < before / 2
+    assert energy_distance(few_step_samples(distilled), truth(family)) < before / gain
 
 
 def random_student(family: MixtureFamily) -> tuple[fvd.Adapter, fvd.RoleHandle]:

@@ -278,6 +278,15 @@ def test_matrix_for_tools(install, capsys):
     assert json.loads(output(capsys, "matrix", "--json")) == {"ltx": {"easy": [], "hard": ["predict_x0"]}}
 
 
+def test_two_plugins_of_one_distribution_with_one_component(install, capsys):
+    modules = {name: MODEL.format(name="ltx") for name in ("t_a", "t_b")} | {"t_algo": ALGORITHM, "m.f": CONFIG}
+    install("acme", entry_points={"a": "t_a", "b": "t_b", "algo": "t_algo"}, modules=modules)
+    assert [line.split()[0] for line in output(capsys, "matrix").splitlines()] == ["FAMILY", "a:ltx", "b:ltx"]
+    assert "    example         fvd plugins example b:ltx > run.yaml" in output(capsys, "show", "b").splitlines()
+    (plugin,) = json.loads(output(capsys, "show", "b", "--json"))["plugins"]
+    assert plugin["components"][0]["keys_problem"] is None
+
+
 def test_matrix_with_core_alone(install, capsys):
     assert "families: 0, methods: 0" in output(capsys, "matrix")
 
@@ -339,12 +348,14 @@ def test_doctor_finds_a_stale_distribution_without_plugins(install, capsys, tmp_
     source.mkdir()
     (source / "pyproject.toml").write_text('[project.entry-points."fvd.plugins"]\nltx = "t_ltx"\n')
     install("acme-later", direct_url={"url": source.as_uri(), "dir_info": {"editable": True}})
-    install("twice", "1.0")
-    install("twice", "2.0")
+    for version in ("1.0", "2.0"):
+        install("twice", version, entry_points={"twice": "t_twice"}, modules={"t_twice": ""})
+        install("irrelevant", version)
     status, found = diagnose(capsys)
     assert status == 0
-    assert [(warning["code"], warning["plugin"]) for warning in found["warnings"]][:1] == [("W02", "acme-later")]
-    assert any(warning["message"].startswith("twice is installed more than once") for warning in found["warnings"])
+    assert [warning["plugin"] for warning in found["warnings"] if warning["code"]] == ["acme-later"]
+    twice = [warning["message"] for warning in found["warnings"] if "installed more than once" in warning["message"]]
+    assert [message.split()[0] for message in twice] == ["twice"]
 
 
 # --- deps ------------------------------------------------------------------------------------------------------------
@@ -399,6 +410,8 @@ def test_deps_never_guesses(install, capsys, tmp_path):
 def test_deps_of_a_pipeline_config_elsewhere(install, capsys, tmp_path):
     install("acme-heun", entry_points={"heun": "t_h"}, modules={"t_h": SAMPLER})
     (tmp_path / "pipeline.yaml").write_text("sampler_kind: heun")
+    older = "recipe: {family: wan}\ntraining: {sampler_kind: heun}"
+    assert deps(capsys, tmp_path, older) == (0, ["acme-heun", "fvd-wan"], "")
     text = "recipe: {family: wan}\npipeline_config_path: pipeline.yaml"
     assert deps(capsys, tmp_path, text) == (0, ["acme-heun", "fvd-wan"], "")
 

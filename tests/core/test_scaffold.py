@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import io
+import json
 import sys
-import tokenize
 import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import torch
 import yaml
+from code_lines import code_lines
+from torch import Tensor
 
 import fvd
 from fvd.cli.main import main
@@ -42,19 +44,6 @@ def installed(project: Path, site: Path) -> Iterator[None]:
 def write(folder: Path, distribution: str, kind: str) -> Path:
     assert main(["plugins", "new", distribution, "--kind", kind, "--into", str(folder)]) == 0
     return folder / distribution
-
-
-def lines_of_code(source: str) -> int:
-    """Lines with code: neither blank, nor comment, nor docstring."""
-    docstrings: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            for child in node.body:
-                if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant) and isinstance(child.value.value, str):
-                    docstrings |= set(range(child.lineno, (child.end_lineno or child.lineno) + 1))
-    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-    tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type not in layout]
-    return len({line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - docstrings)
 
 
 # --- what is written ---------------------------------------------------------------------------------------------------
@@ -95,16 +84,7 @@ def test_the_range_of_core_follows_the_running_core(monkeypatch):
 @pytest.mark.parametrize(("kind", "limit"), [("family", 60), ("method", 60)])
 def test_a_whole_plugin_is_short(kind, limit):
     sources = [text for path, text in render(NewPlugin("fvd-ltx", kind)).items() if path.parts[0] == "src"]
-    assert sum(map(lines_of_code, sources)) <= limit
-
-
-def test_lines_of_code_are_counted():
-    assert (
-        lines_of_code(
-            '"""Doc.\n\nMore."""\n\nimport a  # why\n\n\ndef f(\n    x,\n):\n    """Doc."""\n    # so\n    return """a\nb"""\n'
-        )
-        == 6
-    )
+    assert sum(len(code_lines(source)) for source in sources) <= limit
 
 
 @pytest.mark.parametrize(
@@ -179,6 +159,17 @@ def test_half_a_distribution_is_never_left(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_name_of_an_installed_plugin_is_taken(tmp_path, capsys):
+    source = "import fvd\n\n\n@fvd.hookimpl\ndef fvd_trackers():\n    return [fvd.TrackerSpec(name='table', target='a.b:C')]\n"
+    fake_dist(tmp_path / "site", "acme-x", entry_points={"ltx": "t_ltx"}, modules={"t_ltx": source})
+    with installed_in(tmp_path / "site"):
+        assert main(["plugins", "new", "fvd-ltx", "--kind", "family", "--into", str(tmp_path)]) == 1
+        assert "plugin ltx (acme-x 1.0) is installed" in capsys.readouterr().err
+        assert main(["plugins", "new", "fvd-table", "--kind", "tracker", "--into", str(tmp_path)]) == 1
+        assert "tracker 'table' is provided by the installed plugin ltx" in capsys.readouterr().err
+        write(tmp_path, "fvd-table", "sampler")  # another kind, another name
+
+
 def test_a_bad_plugin_does_not_matter(tmp_path):
     fake_dist(tmp_path / "site", "x-torn", entry_points={"torn": "t_torn"}, modules={"t_torn": "1 / 0"})
     with installed_in(tmp_path / "site"):
@@ -196,6 +187,52 @@ def test_it_passes_the_conformance_kit(kind, tmp_path, capsys):
         assert main(["plugins", "check", name]) == 0, capsys.readouterr().out
         assert "failed" not in capsys.readouterr().out
         assert main(["plugins", "show", name]) == 0
+
+
+def test_the_method_computes_what_it_says(tmp_path, monkeypatch):
+    """Where the student is the teacher, its loss is (s - 1)^2 mean((cond - uncond)^2); without guidance it is 0."""
+    monkeypatch.chdir(tmp_path)
+    with installed(write(tmp_path, "fvd-exact-method", "method"), tmp_path / "site"):
+        for scale in (1.0, 3.0):
+            document = {
+                "recipe": {"family": "toy", "method": "exact_method"},
+                "roles": {"student": {"path": "random"}, "teacher": {"path": "random"}},
+                "training": {"output_dir": f"outputs/{scale}", "max_train_steps": 1, "train_batch_size": 16},
+                "method_config": {"guidance_scale": scale},
+            }
+            Path("run.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+            assert main(["run", "run.yaml"]) == 0
+            (row,) = [json.loads(line) for line in Path(f"outputs/{scale}/metrics.jsonl").read_text().splitlines()]
+            assert row["train/guidance"] > 0
+            assert row["train/loss"] == pytest.approx((scale - 1) ** 2 * row["train/guidance"] ** 2, rel=1e-5)
+
+
+def test_the_sampler_computes_what_it_says(tmp_path):
+    """For a model that knows x0 = 3: from noise along a straight line, and x0 itself at the end."""
+
+    class Model:
+        num_train_timesteps = 1000
+        seen: ClassVar[list[Tensor]] = []
+
+        def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
+            self.seen.append(x_t)
+            return torch.full_like(x_t, 3.0)
+
+        def predict_noise(self, x_t: Tensor, t: Tensor) -> Tensor:
+            sigma = t.reshape(-1, 1, 1, 1, 1) / 1000
+            return (x_t - (1 - sigma) * 3) / sigma
+
+        def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+            sigma = t.reshape(-1, 1, 1, 1, 1) / 1000
+            return (1 - sigma) * x0 + sigma * noise
+
+    with installed(write(tmp_path, "fvd-exact-sampler", "sampler"), tmp_path / "site"):
+        sample = load_plugins().load("sampler", "exact_sampler")
+    noise = torch.randn(2, 1, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    result = sample(Model(), noise, scheduler=None, timesteps=torch.tensor([1000.0, 600.0, 200.0]), generators=[])
+    assert torch.equal(result, torch.full_like(noise, 3.0))
+    for x_t, sigma in zip(Model.seen, (1.0, 0.6, 0.2), strict=True):
+        torch.testing.assert_close(x_t, (1 - sigma) * 3 + sigma * noise)
 
 
 def test_the_family_runs_every_installed_method(tmp_path, clips, monkeypatch, capsys):

@@ -67,7 +67,12 @@ def damaged(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("models/x", "no folder of an exported toy"), ("random:x", "no folder of an exported toy"), ("analytics", "no folder")],
+    [
+        ("models/x", "no folder of an exported toy"),
+        ("random:x", "no folder of an exported toy"),
+        ("randomly", "no folder"),
+        ("analytics", "no folder"),
+    ],
 )
 def test_a_path_that_means_nothing(path, message):
     with pytest.raises(fvd.ModelError, match=f"role 'student': .*{message}") as caught:
@@ -223,6 +228,13 @@ def test_ddim_is_that_of_diffusers():
         (x_ours,) = ours.step(torch.tanh(x_ours), t, x_ours)
         x_theirs = theirs.step(torch.tanh(x_theirs), t, x_theirs).prev_sample
     torch.testing.assert_close(x_ours, x_theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_the_solver_of_the_noise_family_is_shifted_as_the_adapter():
+    adapter = toy_family("noise", config=ToyConfig(flow_shift=3.0)).build_adapter(fvd.RoleManager([]))
+    scheduler = adapter.scheduler("ode")
+    scheduler.set_timesteps(3)
+    assert torch.equal(scheduler.timesteps, adapter.shift_and_clamp_timestep(torch.tensor([999.0, 666.0, 333.0])))
 
 
 def test_the_euler_step_is_that_of_diffusers():

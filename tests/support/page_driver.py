@@ -1,7 +1,7 @@
 """Runs the steps of a page in the current folder: ``python page_driver.py STEPS_AS_JSON RESULTS_FILE``.
 
-``fvd`` and ``pytest`` run in this process, so that torch is imported once; ``pip install -e FOLDER`` lays out the folder's metadata
-as pip would (a real pip is used by the tests of clean environments); anything else goes to a shell.
+``fvd`` and ``pytest`` run in this process, so that torch is imported once; ``pip install -e FOLDER`` lays out the folder's
+metadata as pip would (a real pip is used by the tests of clean environments); anything else goes to a shell.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A page is Markdown. A fenced block after a line that begins with `` `path/of/a/file`: `` is that file; a ``console`` block is
 what a terminal shows, each command behind ``$ ``. Everything happens in the order of the page, in one folder and (torch is
-imported once) one Python process. In a transcript, a line of ``...`` stands for any lines, and figures that differ from run to run
-(seconds, milliseconds, hashes) are not compared. ``FVD_WRITE_DOCS=1`` writes what is really shown into the page.
+imported once) one Python process. In a transcript, a line of ``...`` stands for any lines, and figures that differ from run to
+run (seconds, milliseconds, hashes) are not compared. ``FVD_WRITE_DOCS=1`` writes what is really shown into the page.
 """
 
 from __future__ import annotations

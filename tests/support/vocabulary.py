@@ -15,17 +15,17 @@ HEAD = """\
 
 <!-- Made from the code: FVD_WRITE_DOCS=1 pytest tests/test_docs.py. Do not edit. -->
 
-A *primitive* is one operation that a family's adapter offers and a method calls. A family's descriptor says which it `provides`,
-a method's which it `needs`, of the adapter itself and of each role; `fvd plugins matrix` and `fvd check` compare the two without
-loading torch, and `fvd plugins check` proves that what a family declares is there and does what this page says.
+A *primitive* is one operation that a family's adapter offers and a method calls. A family's descriptor says which it
+`provides`, a method's which it `needs`, of the adapter itself and of each role; `fvd plugins matrix` and `fvd check` compare
+the two without loading torch, and `fvd plugins check` proves that what a family declares is there and does what this page says.
 
 On every public tensor latents are `[B, C, T, H, W]`, timesteps `t` are `[B]` in `[0, num_train_timesteps]`, one a sample, and
 predictions are float32. `cond` is whatever the adapter makes it: nobody else looks inside. `adapter.bind(handle)` gives the
 `predict…` verbs with the handle filled in, and checks shape and dtype of what comes back.
 
 Base classes bring most of it: `fvd.FlowMatchingAdapter` and `fvd.DiffusionAdapter` what follows from `predict`,
-`fvd.TextToVideoAdapter` and `fvd.TextToVideoDiffusionAdapter` also everything about text and pixels. What a family inherits counts,
-and has to be declared too (`provides=fvd.TEXT_TO_VIDEO` says: everything on this page).
+`fvd.TextToVideoAdapter` and `fvd.TextToVideoDiffusionAdapter` also everything about text and pixels. What a family inherits
+counts, and has to be declared too (`provides=fvd.TEXT_TO_VIDEO` says: everything on this page).
 """
 
 BASES = ("FlowMatchingAdapter", "DiffusionAdapter", "TextToVideoAdapter", "TextToVideoDiffusionAdapter")
@@ -44,12 +44,13 @@ def _sections() -> Iterator[str]:
 
 
 def _entry(name: str) -> str:
-    owners = [base for base in BASES if vars(fvd.Adapter).get(name) is not _inherited(vars(fvd)[base], name)]
+    owners = [base for base in BASES if vars(fvd.Adapter).get(name) is not _inherited(getattr(fvd, base), name)]
     given = f"\n\nComes with {', '.join(f'`{owner}`' for owner in owners)}." if owners else "\n\nWritten by the family."
     if name not in vars(fvd.Adapter):
         return f"### `{name}`\n\nAn attribute, int: timesteps run from 0, clean data, to this.{given}\n"
     function = vars(fvd.Adapter)[name]
-    signature = str(inspect.signature(function)).replace("self, ", "").replace("(self)", "()").replace("'", "")
+    signature = str(inspect.signature(function)).replace("self, ", "").replace("(self)", "()")
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature).replace("'", '"')
     documentation = re.sub(r"``([^`]*)``", r"`\1`", inspect.cleandoc(function.__doc__))
     return f"### `{name}`\n\n```python\n{_wrapped(name + signature)}\n```\n\n{documentation}{given}\n"
 

@@ -75,7 +75,7 @@ class PlanOfAnInstance(Base):
         return ToyMethod.sampling_plan(run)
 
 
-@fails("C04", "what it writes it cannot read", config=f"{__name__}:UnreadableConfig", also="B208")
+@fails("C04", "what it writes it cannot read", config=f"{__name__}:UnreadableConfig")
 class Unreadable(Base):
     pass
 

@@ -241,5 +241,3 @@ class CommandClass:
 @command("C03", "requires 'subparsers', which nobody gives")
 def wants_more(parser, subparsers):
     return None
-
-

@@ -71,7 +71,9 @@ def install_wrong(folder: Path, components: Iterable[Wrong]) -> None:
         arguments = ", ".join(f"{key}={value!r}" for key, value in fields.items())
         listed.setdefault(hook, []).append(f"{spec_class}({arguments})")
     hooks = [f"@hookimpl\ndef {hook}():\n    return [{', '.join(specs)}]\n" for hook, specs in listed.items()]
-    source = "\n".join(["from fvd.hookspecs import hookimpl", "from fvd.specs import *", "from fvd.specs import Example", *hooks])
+    source = "\n".join(
+        ["from fvd.hookspecs import hookimpl", "from fvd.specs import *", "from fvd.specs import Example", *hooks]
+    )
     fake_dist(
         folder, "acme-wrong", entry_points={"wrong": "acme_wrong.plugin"}, modules={"acme_wrong.plugin": source},
         requires=[f"fvd-core>={fvd.__version__},<1"],

@@ -56,57 +56,67 @@ class Adapter(ABC):
     # --- conditioning ---
     @abstractmethod
     def prepare_batch(self, raw_batch: RawBatch, *, latents_source: LatentsSource) -> Batch:
-        """Normalise latents, build conditioning, honour ``raw_batch.dropped``.
+        """What the loader yields, made ready: latents normalised, [B, C, T, H, W], float32; the conditioning of each sample,
+        with that of the empty text where ``raw_batch.dropped`` [B] says so; ``uncond`` once negative conditioning is there.
 
-        latents_source "zeros": only the shape of the latents is wanted; the raw batch may have none.
+        latents_source ``"zeros"``: only the shape of the latents is wanted; the raw batch may have none. Raises DataError for
+        a batch that was made for another model.
         """
 
     def ensure_negative_conditioning(self) -> None:
-        """Make unconditional conditioning available to `prepare_batch`. Explicit, idempotent, never a side effect."""
+        """From here on ``Batch.uncond`` is there. For a method's ``on_train_start``: it may load the text encoder. Explicit,
+        idempotent, never a side effect of something else."""
         self._missing("ensure_negative_conditioning")
 
     def negative_conditioning(self, batch_size: int) -> Conditioning:
-        """The unconditional conditioning for a batch; after `ensure_negative_conditioning`."""
+        """The unconditional branch of guidance for ``batch_size`` samples. Raises FvdError before
+        `ensure_negative_conditioning`."""
         self._missing("negative_conditioning")
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of a batch of prompts. May load the text encoder, until `release`."""
+        """Conditioning of len(prompts) samples. May load the text encoder, which stays until ``release()``."""
         self._missing("encode_prompts")
 
     def zero_conditioning(self, cond: Conditioning) -> Conditioning:
-        """``cond`` with every embedding zeroed; same shapes."""
+        """``cond`` with every embedding zeroed; shapes and masks stay."""
         self._missing("zero_conditioning")
 
     # --- schedule ---
     def shift_and_clamp_timestep(self, t: Tensor) -> Tensor:
-        """Apply the run's flow shift to timesteps and clamp to [0, num_train_timesteps]. [B] -> [B]."""
+        """[B] -> [B], float32: the run's ``flow_shift`` applied, inside [0, num_train_timesteps]. Monotone; a shift of 1
+        changes nothing, a larger one moves timesteps towards noise."""
         self._missing("shift_and_clamp_timestep")
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t at timestep ``t`` [B]; the dtype of ``x0``."""
+        """x_t [B, C, T, H, W] at timesteps ``t`` [B], in the dtype of ``x0``. At 0 it is x0 (or nearly, where the schedule says
+        so), at num_train_timesteps noise."""
         self._missing("add_noise")
 
     def scheduler(self, kind: str) -> Any:
-        """A fresh diffusers scheduler for sampler ``kind``, with this run's flow shift."""
+        """A fresh diffusers scheduler for samplers of ``kind``, with this run's flow shift: ``set_timesteps``, ``timesteps``,
+        and ``step(prediction, t, x_t)`` on what `predict` returns. Raises FvdError for a kind that the descriptor does not
+        name."""
         self._missing("scheduler")
 
     # --- prediction ---
     def predict(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
-        """The network's own output, [B, C, T, H, W], float32."""
+        """The network's own output [B, C, T, H, W], float32, for x_t [B, C, T, H, W] at timesteps ``t`` [B]: a velocity
+        (noise - x0), noise, v or x0, as the family's networks do. Sample b depends on nothing of the others."""
         self._missing("predict")
 
     def training_target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What `predict` regresses to, float32."""
+        """What `predict` regresses to at x_t = add_noise(x0, noise, t): [B, C, T, H, W], float32."""
         self._missing("training_target")
 
     def predict_x0(self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
-        """The clean latents that the network's output implies, float32."""
+        """The clean latents that the network's output implies, [B, C, T, H, W], float32."""
         self._missing("predict_x0")
 
     def predict_noise(
         self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense"
     ) -> Tensor:
-        """The Gaussian draw that the network's output implies, float32. Never a velocity."""
+        """The Gaussian draw that the network's output implies, [B, C, T, H, W], float32. Never a velocity: x_t is
+        add_noise(predict_x0, predict_noise, t)."""
         self._missing("predict_noise")
 
     # --- decoding ---
@@ -115,7 +125,8 @@ class Adapter(ABC):
         self._missing("latent_shape")
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents -> video [B, 3, T, H, W] in [0, 1], float32, on the CPU. May load the VAE, until `release`."""
+        """Normalised latents [B, C, T', H', W'] -> video [B, 3, T, H, W] in [0, 1], float32, on the CPU. May load the VAE,
+        which stays until ``release()``."""
         self._missing("decode")
 
     # --- life cycle ---

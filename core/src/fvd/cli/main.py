@@ -191,7 +191,8 @@ def _find_command(name: str, args: Arguments) -> tuple[argparse.ArgumentParser, 
         summary = args.plugins.spec("command", name).summary
         configure = args.plugins.load("command", name)
     description = summary[:1].upper() + summary[1:] + "."
-    return argparse.ArgumentParser(prog=f"fvd {name}", description=description), configure
+    epilog = "options about plugins, as of every command: -p no:NAME, -p NAME, --plugin FILE, --strict-plugins"
+    return argparse.ArgumentParser(prog=f"fvd {name}", description=description, epilog=epilog), configure
 
 
 def _unknown_command(name: str, plugins: Plugins) -> UsageError:

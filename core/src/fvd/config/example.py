@@ -38,7 +38,6 @@ def example_run_file(plugins: Plugins, family: str, method: str) -> str:
     training = _training_values(model, algorithm, needs_data)
     training_keys = [key for key in keys_of(TrainingConfig) if needs_data or key.name != "data_path"]
     pipeline_values = {**model.example.pipeline_config, **algorithm.example.pipeline_config}
-    known = {key.name for key in pipeline_keys}
     lines = [
         *_heading(model, algorithm, training if needs_data else {}),
         "recipe:",
@@ -50,8 +49,7 @@ def example_run_file(plugins: Plugins, family: str, method: str) -> str:
         "",
         *_section("training", training_keys, training),
         "",
-        # What a method suggests for a pipeline, a family may not have.
-        *_section("pipeline_config", pipeline_keys, {key: it for key, it in pipeline_values.items() if key in known}),
+        *_section("pipeline_config", pipeline_keys, pipeline_values),
         "",
         *_section("method_config", method_keys, algorithm.example.method_config),
         *_requirements(plugins, model, algorithm),
@@ -114,7 +112,8 @@ def _roles(family: FamilySpec, method: MethodSpec) -> Iterator[str]:
 
 
 def _section(name: str, keys: list[Key], values: Mapping[str, object]) -> Iterator[str]:
-    """First the keys that have an example, then all others in comments."""
+    """First the keys that have an example, then all others in comments. Values of other keys are left aside: what a method
+    suggests for a pipeline, a family may not have."""
     if not keys:
         yield f"{name}: {{}}  # it has no keys"
         return

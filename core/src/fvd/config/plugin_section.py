@@ -26,7 +26,7 @@ def unmet_requirements(requirements: Iterable[str], plugins: Plugins) -> Iterato
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
-            yield f"{text!r} is not a requirement", "Write it like fvd-wan>=0.1,<0.2"
+            yield f"{text!r} is not a requirement", "Write it like acme-ltx>=0.1,<0.2"
             continue
         version = versions.get(canonical(requirement.name))
         if version is None:

@@ -90,6 +90,15 @@ class PluginOptions:
         )
 
 
+def _exact_name(record: PluginRecord, spec: Spec, rivals: Collection[PluginRecord]) -> str:
+    """rivals: all that provide a component of that name, where they are several."""
+    if not rivals:
+        return spec.name
+    # Two plugins of one distribution are told apart by plugin name.
+    shared = sum(rival.distribution == record.distribution for rival in rivals) > 1
+    return f"{record.name if shared else record.distribution}:{spec.name}"
+
+
 class Plugins:
     """The plugins of one process. Names are short (``wan``), or qualified by a distribution (``acme-wan:wan``)."""
 
@@ -112,8 +121,11 @@ class Plugins:
     def names(self, kind: str) -> list[str]:
         """What a run file may say, sorted: short names, and qualified ones where a short name is ambiguous."""
         ambiguous = self.ambiguous(kind)
-        pairs = self._of_kind(kind)
-        return sorted(f"{record.distribution}:{spec.name}" if spec.name in ambiguous else spec.name for record, spec in pairs)
+        return sorted(_exact_name(record, spec, ambiguous.get(spec.name, [])) for record, spec in self._of_kind(kind))
+
+    def name_of(self, spec: Spec) -> str:
+        """What a run file calls this component, one of `names`."""
+        return _exact_name(self.owner(spec), spec, self.ambiguous(spec.kind).get(spec.name, []))
 
     def ambiguous(self, kind: str) -> dict[str, list[PluginRecord]]:
         """Short names that several plugins provide, with those plugins. Nobody wins them."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import keyword
 import re
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,7 +90,7 @@ class NewPlugin:
         for spec in plugins.specs(self.kind):
             if spec.name == self.name:
                 return f"{self.kind} {self.name!r} is provided by the installed plugin {plugins.owner(spec)}"
-        if self.package in sys.stdlib_module_names or _is_importable(self.package):
+        if _is_importable(self.package):
             return f"there is a module {self.package!r} already"
         return ""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fvd.cli.plugins.output import exact_name, labelled, words
+from fvd.cli.plugins.output import labelled, words
 from fvd.errors import PluginError
 from fvd.plugins.fit import describe_fit
 from fvd.specs import DatasetKindSpec, FamilySpec, MethodSpec, SamplerSpec, Spec
@@ -32,7 +32,7 @@ def facts_of(plugins: Plugins, spec: Spec) -> Facts:
     rows += [("known failure", f"{check} {reason}") for check, reason in sorted(spec.expected_failures.items())]
     if not isinstance(spec, (FamilySpec, MethodSpec)):
         return Facts(rows)
-    rows.append(("example", f"fvd plugins example {exact_name(plugins, spec)} > run.yaml"))
+    rows.append(("example", f"fvd plugins example {plugins.name_of(spec)} > run.yaml"))
     section = "pipeline_config" if isinstance(spec, FamilySpec) else "method_config"
     keys, problem = _keys(plugins, spec)
     return Facts(rows, section, keys, problem)
@@ -42,7 +42,7 @@ def _keys(plugins: Plugins, spec: FamilySpec | MethodSpec) -> tuple[Sequence[Key
     from fvd.config.document import keys_of
 
     try:
-        return keys_of(plugins.load_config(spec.kind, exact_name(plugins, spec))), ""
+        return keys_of(plugins.load_config(spec.kind, plugins.name_of(spec))), ""
     except PluginError as error:
         return (), error.message
 

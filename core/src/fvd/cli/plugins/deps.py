@@ -93,7 +93,9 @@ def _names(document: Mapping[str, Any], folder: Path) -> Iterator[Name]:
     found = [("family", recipe.get("family")), ("method", recipe.get("method"))]
     found += [("family", role.get("family")) for role in roles if isinstance(role, dict)]
     found += [("tracker", name) for name in _texts(training.get("trackers")) if name != "none"]
-    found.append(("sampler", _pipeline_config(document, folder).get("sampler_kind")))
+    # Older files say the sampler under `training`.
+    samplers = (section.get("sampler_kind") for section in (_pipeline_config(document, folder), training))
+    found += [("sampler", name) for name in samplers]
     yield from dict.fromkeys((kind, name) for kind, name in found if isinstance(name, str))
 
 

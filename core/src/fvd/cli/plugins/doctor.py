@@ -101,7 +101,10 @@ def _examine_installations(plugins: Plugins, found: Diagnosis) -> None:
     known = {record.distribution for record in plugins.records}  # `shared_findings` speaks of these
     stale = [stale_entry_points(it) for it in editable_distributions() if it.name not in known]
     found.warnings += [stale_finding(it) for it in stale if it]
-    found.warnings += [Finding(code="", message=it.reason, cure=it.cure) for it in shadowed_distributions()]
+    # Virtual environments on top of others hide much; what matters here is what fvd uses.
+    relevant = {canonical(name) for name in (CORE_DISTRIBUTION, *LIBRARIES, *known)}
+    shadowed = [it for it in shadowed_distributions() if canonical(it.distribution) in relevant]
+    found.warnings += [Finding(code="", message=it.reason, cure=it.cure) for it in shadowed]
 
 
 # --- plugins ---------------------------------------------------------------------------------------------------------
@@ -136,11 +139,10 @@ def _core_requirement(record: PluginRecord) -> Iterator[Finding]:
 def _load_all(plugins: Plugins, spec: Spec) -> Iterator[Finding]:
     """Import the target of a descriptor, and its config model. P09 for what cannot be."""
     owner = plugins.owner(spec)
-    name = f"{owner.distribution}:{spec.name}"
     loaders = [plugins.load, plugins.load_config] if isinstance(spec, (FamilySpec, MethodSpec)) else [plugins.load]
     for load in loaders:
         try:
-            load(spec.kind, name)
+            load(spec.kind, plugins.name_of(spec))
         except FvdError as error:
             yield Finding(code="P09", plugin=str(owner), message=error.message.removesuffix(" [P09]"), cure=error.cure)
 

@@ -61,11 +61,6 @@ def labelled(plugins: Plugins, spec_class: type[AnySpec]) -> list[tuple[str, Any
     return [(name, spec) for name, spec in named if isinstance(spec, spec_class)]
 
 
-def exact_name(plugins: Plugins, spec: Spec) -> str:
-    """What a run file calls this component: its short name, or a qualified one where several provide that."""
-    return f"{plugins.owner(spec).distribution}:{spec.name}" if spec.name in plugins.ambiguous(spec.kind) else spec.name
-
-
 def shared_findings(plugins: Plugins) -> Iterator[Finding]:
     """What concerns several plugins, or is no failure: names provided twice, commands out of reach, stale installations."""
     from fvd.cli.main import COMMANDS

@@ -27,7 +27,8 @@ from fvd.testing.conformance.contract import example_config
 from fvd.testing.conformance.examination import Subject
 from fvd.testing.conformance.outcomes import CheckSkipped
 
-CAPTIONS = ("a red square moves to the right", "a blue disc falls on snow")
+CAPTIONS = ("a red square moves to the right", "snow falls")
+"""Of different lengths: what pads by the longest text of a batch shows."""
 CPU = torch.device("cpu")
 FPS = 8.0
 

@@ -70,11 +70,10 @@ def calls_what_it_declares(bench: MethodBench) -> str | None:
 
 
 def _allowed(spec: MethodSpec, role: str) -> frozenset[str]:
-    """On the adapter itself, what any role needs counts too: all roles are of one family."""
-    own = frozenset(spec.needs)
-    if not role:
-        return own.union(*(needs.needs for needs in spec.roles.values()))
-    return own | frozenset(spec.roles[role].needs)
+    """What may be called on a role. On the adapter itself, and on a handle that the method has made (an average of a
+    role's weights), what any role needs counts: all are of one family."""
+    named = [needs for name, needs in spec.roles.items() if role in (name, "") or role not in spec.roles]
+    return frozenset(spec.needs).union(*(needs.needs for needs in named))
 
 
 @on_every_toy

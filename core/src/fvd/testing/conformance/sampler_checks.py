@@ -30,7 +30,7 @@ ENERGY_BOUND = 0.01
 """Of the energy distance between so many points and the mixture. 50 steps of a first-order solver are within 0.003, which is
 the noise of the estimate; without the last tenth of the steps they are at 0.016 and more."""
 SPREAD_BOUND = 0.7
-"""Of the variance inside a mode, relative to the true one (or the other way round). First-order solvers lose up to 16 % of it in
+"""Of the variance inside a mode, relative to the true one (or the other way round). First-order solvers lose 16 % of it in
 50 steps; the loop for few-step students loses 60 %, which the energy distance, a matter of the whole mixture, does not see."""
 
 

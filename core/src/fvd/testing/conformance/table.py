@@ -67,13 +67,16 @@ def _contract(
     return Check(id=check_id, title=title, group="contract", kinds=frozenset(kinds), target=target, needs=needs)
 
 
-def _behaviour(check_id: str, target: str, title: str) -> Check:
-    """The first check of a kind builds, and all others need it."""
+def _behaviour(check_id: str, target: str, title: str, *, needs: tuple[str, ...] = ()) -> Check:
+    """The first check of a kind builds, and all others need it, unless they say more."""
     first = check_id[:2] + "01"
     kinds = frozenset({_BEHAVING[check_id[:2]]})
-    needs = ("C01",) if check_id == first else (first,)
+    needs = needs or (("C01",) if check_id == first else (first,))
     return Check(id=check_id, title=title, group="behaviour", kinds=kinds, target=target, needs=needs)
 
+
+_DATA = ("B102",)
+"""What a family predicts on are its own data."""
 
 CHECKS: tuple[Check, ...] = (
     _static("S01", "static:metadata", "metadata is complete, the entry point names a light module"),
@@ -88,24 +91,36 @@ CHECKS: tuple[Check, ...] = (
     _contract("C05", "contract:pickles", "its config can be pickled, and what it says of its data", kinds=CONFIGURED),
     _behaviour("B101", "family_build:builds", "builds a tiny model on the CPU, trained and frozen"),
     _behaviour("B102", "family_data:data_feed_the_adapter", "its training data reach the adapter"),
-    _behaviour("B103", "family_data:text_alone_feeds_the_adapter", "data without latents are enough for rollouts from noise"),
-    _behaviour("B104", "family_schedule:add_noise_end_points", "add_noise goes from data to noise"),
-    _behaviour("B105", "family_schedule:identities", "x0, noise and prediction agree with each other"),
     _behaviour(
-        "B106", "family_schedule:samples_are_independent", "a batch equals a loop over its samples, each at its timestep"
+        "B103",
+        "family_data:text_alone_feeds_the_adapter",
+        "data without latents are enough for rollouts from noise",
+        needs=_DATA,
     ),
-    _behaviour("B107", "family_network:gradients", "gradients reach only trained roles"),
-    _behaviour("B108", "family_network:deterministic", "the same inputs give the same output, without global randomness"),
-    _behaviour("B109", "family_network:conditioning_matters", "conditioning makes a difference"),
-    _behaviour("B110", "family_network:dropped_conditioning", "a dropped condition is the empty prompt's"),
-    _behaviour("B111", "family_schedule:shift_and_clamp", "shift_and_clamp_timestep is monotone, in range, and keeps the ends"),
-    _behaviour("B112", "family_sampling:samplers", "every declared sampler kind has a scheduler that samples"),
-    _behaviour("B113", "family_sampling:decoding", "latent_shape agrees with the data, and decode gives videos in [0, 1]"),
-    _behaviour("B114", "family_runs:export", "an exported role loads and predicts the same"),
-    _behaviour("B115", "family_runs:resume", "a run in two halves equals a straight one"),
-    _behaviour("B116", "family_network:attention", "every declared attention runs"),
-    _behaviour("B117", "family_network:recomputation", "recomputing activations changes no gradient"),
-    _behaviour("B118", "family_sampling:release", "works again after release()"),
+    _behaviour("B104", "family_schedule:add_noise_end_points", "add_noise goes from data to noise", needs=_DATA),
+    _behaviour("B105", "family_schedule:identities", "x0, noise and prediction agree with each other", needs=_DATA),
+    _behaviour("B106", "family_schedule:samples_are_independent", "a batch equals a loop over its samples", needs=_DATA),
+    _behaviour("B107", "family_network:gradients", "gradients reach only trained roles", needs=_DATA),
+    _behaviour(
+        "B108", "family_network:deterministic", "the same inputs give the same output, without global randomness", needs=_DATA
+    ),
+    _behaviour("B109", "family_network:conditioning_matters", "conditioning makes a difference", needs=_DATA),
+    _behaviour("B110", "family_network:dropped_conditioning", "a dropped condition is the empty prompt's", needs=_DATA),
+    _behaviour(
+        "B111",
+        "family_schedule:shift_and_clamp",
+        "shift_and_clamp_timestep is monotone, in range, and keeps the ends",
+        needs=_DATA,
+    ),
+    _behaviour("B112", "family_sampling:samplers", "every declared sampler kind has a scheduler that samples", needs=_DATA),
+    _behaviour(
+        "B113", "family_sampling:decoding", "latent_shape agrees with the data, and decode gives videos in [0, 1]", needs=_DATA
+    ),
+    _behaviour("B114", "family_runs:export", "an exported role loads and predicts the same", needs=_DATA),
+    _behaviour("B115", "family_runs:resume", "a run in two halves equals a straight one", needs=_DATA),
+    _behaviour("B116", "family_network:attention", "every declared attention runs", needs=_DATA),
+    _behaviour("B117", "family_network:recomputation", "recomputing activations changes no gradient", needs=_DATA),
+    _behaviour("B118", "family_sampling:release", "works again after release()", needs=_DATA),
     _behaviour("B201", "method_build:builds", "builds from its example"),
     _behaviour("B202", "method_steps:steps_are_finite", "trains: losses are finite, weights move"),
     _behaviour("B203", "method_steps:calls_what_it_declares", "calls only primitives that it declares"),

@@ -14,8 +14,6 @@ class ToyConfig(fvd.PipelineConfig):
 
     flow_shift: Annotated[float, Field(gt=0)] = 1.0
     """As in every family. A plane needs no shift."""
-    negative_prompt: str = ""
-    """Text of the unconditional branch. The empty text is the whole mixture."""
     modes: Annotated[int, Field(ge=2, le=64)] = 8
     """Number of Gaussians."""
     radius: PositiveFloat = 2.0

@@ -26,6 +26,7 @@ from fvd.samplers.ode import sample_ode
 from fvd.testing.toy.config import ToyConfig
 from fvd.testing.toy.data import CHUNK_SIZE, CHUNKS, open_points
 from fvd.testing.toy.family import MixtureFamily, ToyFamily
+from fvd.testing.toy_noise.family import ToyNoiseFamily
 
 AnyMethod = TypeVar("AnyMethod", bound=fvd.Method)
 
@@ -33,11 +34,7 @@ AnyMethod = TypeVar("AnyMethod", bound=fvd.Method)
 def toy_family(predicts: Literal["velocity", "noise"] = "velocity", *, config: ToyConfig | None = None) -> MixtureFamily:
     """A toy family as core would make it; ``family.mixture`` is the truth."""
     context = fvd.FamilyContext(config=config or ToyConfig(), components_path="", device=torch.device("cpu"))
-    if predicts == "velocity":
-        return ToyFamily(context)
-    from fvd.testing.toy_noise.family import ToyNoiseFamily
-
-    return ToyNoiseFamily(context)
+    return ToyFamily(context) if predicts == "velocity" else ToyNoiseFamily(context)
 
 
 def toy_method(
