@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,12 @@ def write_mp4(path: Path, *, frames: int = 16, size: int = 64, fps: int = 16, co
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+@pytest.fixture(autouse=True)
+def _restored_sys_path(monkeypatch) -> None:
+    """``--plugin FILE`` puts the file's folder there, for good: in these tests a process is many command lines."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture(scope="session", name="write_mp4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 
 import pytest
 
@@ -140,8 +141,28 @@ def test_unknown_names_and_ids(install):
         run(plugins, "lop")
     with pytest.raises(FvdError, match="there is no check 'B999'"):
         run(plugins, "loop", only=["B999"])
-    with pytest.raises(FvdError, match="checks need the plugins toy and toy_noise"):
+    with pytest.raises(FvdError, match=r"missing: toy \(not loaded\), toy_noise \(not loaded\)"):
         run(PluginOptions().load(), "loop")
+
+
+def test_an_allow_list_without_the_toys(install, monkeypatch, capsys):
+    install()
+    monkeypatch.setenv("FVD_PLUGINS", "acme-loop")
+    assert main(["plugins", "check", "loop"]) == 1
+    assert "missing: toy (disabled: not among FVD_PLUGINS), toy_noise (disabled" in capsys.readouterr().err
+    monkeypatch.setenv("FVD_PLUGINS", "acme-loop,toy,toy_noise")
+    assert main(["plugins", "check", "loop", "-k", "S01"]) == 0
+
+
+def test_one_local_file(tmp_path, capsys):
+    file = tmp_path / "a_local_loop.py"
+    source = PLUGIN.format(known={}).replace("acme_loop.loop", "a_local_loop") + LOOP.format(step="pass")
+    file.write_text(textwrap.dedent(source), encoding="utf-8")
+    assert main(["--plugin", str(file), "plugins", "check", "a_local_loop", "-k", "S01,S02,S03,S04,B306"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("a_local_loop (local -)")
+    assert lines.count("             it is not installed as a distribution") == 3
+    assert lines[-1] == "3 passed, 3 skipped"
 
 
 def test_the_callers_random_state_and_working_directory_stay(install, tmp_path, monkeypatch):

@@ -9,8 +9,10 @@ import yaml
 
 import fvd
 from fvd.cli.main import main
+from fvd.config.document import keys_of
 from fvd.config.example import example_run_file, first_that_fits
 from fvd.config.load import load_run_file
+from fvd.config.models import PipelineConfig, TrainingConfig
 from fvd.plugins import Plugins, load_plugins, registry
 from fvd.plugins.fit import missing_primitives
 from fvd.testing import fake_dist, installed_in
@@ -85,6 +87,11 @@ def test_its_comments_are_keys_with_their_defaults(family, method, tmp_path):
 def test_lines_are_short(family, method):
     lines = example_run_file(everything(), family, method).splitlines()
     assert [line for line in lines if len(line) > 128 and "negative_prompt" not in line and "require" not in line] == []
+
+
+@pytest.mark.parametrize("model", [TrainingConfig, PipelineConfig], ids=lambda model: model.__name__)
+def test_every_key_of_core_says_what_it_is(model):
+    assert [key.name for key in keys_of(model) if not key.description] == []
 
 
 # --- made for the test -----------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class AlwaysWantsLatents(Base):
     adapter_class = Adapter
 
 
-@fails("B106", "predict (student) of a batch")
+@fails("B106", "predict (student) of a batch", also="B109 B110")
 class PadsByTheBatch(Base):
     class Adapter(Adapter):
         def predict(self, handle, x_t, t, cond, *, attn_kind="dense"):

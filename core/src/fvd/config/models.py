@@ -118,6 +118,7 @@ class TrainingConfig(StrictModel):
     """Prepared data: a folder, several (``"a:2,b"`` repeats a twice), a list, or ``{folder: repeats}``. Required, but for
     families that make their data themselves."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    """Every draw of training follows from it."""
 
     # data
     train_batch_size: PositiveInt = 1
@@ -131,19 +132,29 @@ class TrainingConfig(StrictModel):
     num_frames: PositiveInt | None = None
     """Frames of a video, where the data do not say (text-only) and for validation."""
     num_height: PositiveInt | None = None
+    """Pixels; given together with num_frames and num_width."""
     num_width: PositiveInt | None = None
+    """Pixels."""
     num_latent_t: PositiveInt | None = None
     """Latent frames to train on; crops longer data."""
 
     # optimizer (the method may override it for single roles)
     learning_rate: NonNegativeFloat = 1e-5
+    """Of AdamW, after the warm-up."""
     betas: Betas = (0.9, 0.999)
+    """Of AdamW."""
     weight_decay: NonNegativeFloat = 0.01
+    """Of AdamW."""
     lr_scheduler: LrSchedulerName = "constant"
+    """How the learning rate decays after the warm-up, over the rest of the role's steps."""
     lr_warmup_steps: NonNegativeInt = 0
+    """Steps of a role in which its learning rate rises linearly."""
     lr_num_cycles: NonNegativeInt = 1
+    """cosine_with_restarts: number of cycles."""
     lr_power: NonNegativeFloat = 1.0
+    """polynomial: the exponent."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What the learning rate decays to, as a share of it."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradient norm of each role is clipped to this; 0 = no clipping."""
 
@@ -163,6 +174,7 @@ class TrainingConfig(StrictModel):
 
     # validation
     log_validation: bool = False
+    """Whether to sample the prompts of validation_dataset_file during training."""
     validation_steps: NonNegativeInt = 100
     """Sample at step 0 and every so many steps; 0 = only at step 0 and at the end."""
     validation_dataset_file: str | None = None
@@ -172,12 +184,15 @@ class TrainingConfig(StrictModel):
     validation_guidance_scale: Annotated[NonNegativeFloat, BeforeValidator(_first_number)] = 5.0
     """Standard convention, 1.0 = none."""
     validation_fps: Annotated[float, Field(gt=0)] = 16.0
+    """Frames a second of the videos that are written."""
 
     # tracking
     trackers: tuple[str, ...] = ()
     """``wandb``, ``tensorboard``, or what plugins add. ``metrics.jsonl`` is always written."""
     tracker_project_name: str = "fvd"
+    """The project that trackers log to."""
     wandb_run_name: str | None = None
+    """The run's name in wandb."""
     log_every_steps: PositiveInt = 1
     """Metrics are logged every so many steps."""
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from fvd.errors import FvdError, PluginError, did_you_mean
 from fvd.plugins import PluginOptions, PluginRecord, Plugins
+from fvd.plugins.discovery import CORE_DISTRIBUTION
 from fvd.plugins.registry import KINDS
 from fvd.specs import Spec
 from fvd.testing.conformance.counterparts import REQUESTS
@@ -45,12 +46,15 @@ def run(plugins: Plugins, name: str, *, only: Collection[str] = ()) -> Report:
 
 
 def _require_toys(plugins: Plugins) -> None:
-    usable = {record.name for record in plugins.records if record.usable and record.distribution == "fvd-core"}
-    missing = [name for name in REQUESTS if name not in usable]
+    states = dict.fromkeys(REQUESTS, "not loaded")
+    for record in plugins.records:
+        if record.distribution == CORE_DISTRIBUTION and record.name in states:
+            states[record.name] = "" if record.usable else f"{record.state}: {record.reason}"
+    missing = [f"{name} ({state})" for name, state in states.items() if state]
     if missing:
         raise FvdError(
-            f"checks need the plugins {' and '.join(missing)} of fvd-core, which are not loaded",
-            cure="Load plugins with fvd.testing.conformance.load_for_check(); FVD_PLUGINS and plugins.only must name them.",
+            f"checks are made with the plugins {' and '.join(REQUESTS)} of {CORE_DISTRIBUTION}; missing: {', '.join(missing)}",
+            cure="FVD_PLUGINS, where it is set, must name them too. In Python, load plugins with load_for_check().",
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from fvd.data.spec import VideoGeometry
 from fvd.data.video import write_video
@@ -48,7 +50,8 @@ def _run_dir(subject: Subject) -> Iterator[Path]:
     (place / "elsewhere").mkdir()
     write_video(run_dir / "clip.mp4", synthetic_video(VideoGeometry(num_frames=5, height=32, width=32), 0), 8.0)
     (run_dir / "given-run.yaml").write_text("recipe: {family: toy, method: toy}\n", encoding="utf-8")
-    with chdir(place / "elsewhere"):
+    # A key in the environment must not make these runs anybody's.
+    with chdir(place / "elsewhere"), patch.dict(os.environ, {"WANDB_MODE": "offline"}):
         yield run_dir
 
 

@@ -7,7 +7,7 @@ def fvd_samplers() -> list[fvd.SamplerSpec]:
         fvd.SamplerSpec(
             name="heun",
             target="fvd_heun.heun:sample_heun",
-            summary="second order, two calls a step; flow matching",
+            summary="second order, two calls a step",
             scheduler="ode",
             takes_timesteps=True,
         )

@@ -7,14 +7,14 @@ import fvd
 
 @fvd.hookimpl
 def fvd_samplers() -> list[fvd.SamplerSpec]:
-    return [fvd.SamplerSpec(name="slow", target="fvd_slow.plugin:sample_euler", summary="Euler's method, one call a step")]
+    return [fvd.SamplerSpec(name="slow", target="fvd_slow.plugin:sample_ddim", summary="DDIM", takes_timesteps=True)]
 
 
 @torch.no_grad()
-def sample_euler(model, latents, *, scheduler, timesteps, generators):
-    """d x / d sigma = velocity, which is `predict` where the family is flow matching; sigma = t / num_train_timesteps."""
-    t = torch.cat([timesteps.float(), torch.zeros(1)]).to(latents.device)
-    for now, after in pairwise(t):
-        velocity = model.predict(latents, now.expand(len(latents)))
-        latents = latents + (after - now) / model.num_train_timesteps * velocity
-    return latents
+def sample_ddim(model, latents, *, scheduler, timesteps, generators):
+    """From t to the next timestep with the same x0 and noise (Song et al. 2021, eta = 0); the last x0 is the result."""
+    times = [t.to(latents.device).expand(len(latents)) for t in timesteps]
+    for now, after in pairwise(times):
+        x0, noise = model.predict_x0(latents, now), model.predict_noise(latents, now)
+        latents = model.add_noise(x0, noise, after)
+    return model.predict_x0(latents, times[-1])
