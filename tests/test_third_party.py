@@ -330,3 +330,26 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path, installed, write_run_
     assert "tracker diary could not be started" in log
     assert "no server" in log
     assert (tmp_path / "out/metrics.jsonl").read_text()
+
+
+# --- validators ------------------------------------------------------------------------------------------------------
+def test_a_run_file_names_somebody_elses_validator_and_tracker(tmp_path, third_party, write_run_file, capfd):
+    third_party("fvd-strip", "fvd-csv")
+    out = tmp_path / "out"
+    training = {"max_train_steps": 2, "log_validation": True, "validator": "strip", "trackers": ["csv"]}
+    run_file = write_run_file("finetune", output_dir=out, training=training)
+    assert main(["run", str(run_file)]) == 0
+    assert [path.name for path in sorted((out / "validation/step-00000002").iterdir())] == ["strip.mp4"]
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = [line.split(",") for line in (out / "logs/csv/metrics.csv").read_text().splitlines()]
+    assert [(int(step), float(value)) for step, name, value in rows if name == "train/loss"] == [
+        (row["step"], row["train/loss"]) for row in logged
+    ]
+    used = {plugin["distribution"] for plugin in json.loads((out / "run.lock.json").read_text())["plugins"]}
+    assert {"fvd-strip", "fvd-csv"} <= used
+    # another validator is no other run
+    assert main(["run", str(run_file), "--set", "training.validator=video", "--set", "training.max_train_steps=3"]) == 0
+    assert (out / "validation/step-00000003/000_ode_2_steps.mp4").stat().st_size > 0
+    capfd.readouterr()
+    assert main(["check", str(run_file), "--set", "training.validator=stripe"]) == 1
+    assert "training.validator: there is no validator 'stripe' (did you mean 'strip'?)" in capfd.readouterr().out

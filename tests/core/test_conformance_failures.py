@@ -160,6 +160,11 @@ def test_a_plugin_fails_exactly_its_check(tmp_path, check, words, changes):
     assert words in failed[check]
 
 
+def test_what_core_prints_is_not_taken_for_the_plugins(plugins):
+    report = run(plugins, "acme-wrong:swaps_height_and_width", only=["B101", "B102", "B113", "B115"])
+    assert {result.id: result.output for result in report.results} == dict.fromkeys(["B101", "B102", "B113", "B115"], "")
+
+
 def test_a_good_plugin_passes_them_all(tmp_path):
     assert {result.status for result in check_plugin(tmp_path).results} == {"passed"}
 

@@ -175,6 +175,11 @@ class WritesNoModel(Base):
     pass
 
 
+@fails("B101", "example.path acme/large-model is not on this machine", example=fvd.Example(path="acme/large-model"))
+class OnlyOnAHub(Base):
+    pass
+
+
 def write_nothing(folder: Path) -> None:
     folder.mkdir()
 

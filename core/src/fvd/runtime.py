@@ -229,9 +229,13 @@ def used_specs(config: RunConfig, plugins: Plugins) -> list[Spec]:
     kinds = [("family", config.role_family(role)) for role in config.roles]
     kinds += [("method", config.recipe.method), ("sampler", method.sampling_plan(config).sampler_kind)]
     family = family_spec(config, plugins)
-    kinds += [("validator", family.validator), ("dataset_kind", family.dataset_kind)]
+    kinds += [("validator", validator_name(config, family)), ("dataset_kind", family.dataset_kind)]
     kinds += [("tracker", name) for name in config.training.trackers]
     return [plugins.spec(kind, name) for kind, name in dict.fromkeys(kinds)]
+
+
+def validator_name(config: RunConfig, family: FamilySpec) -> str:
+    return config.training.validator or family.validator
 
 
 def _build_validator(
@@ -250,7 +254,7 @@ def _build_validator(
         output_dir=run_dir.validation,
         fps=config.training.validation_fps,
     )
-    validator: Validator = plugins.load("validator", family_spec(config, plugins).validator)(context)
+    validator: Validator = plugins.load("validator", validator_name(config, family_spec(config, plugins)))(context)
     return validator
 
 

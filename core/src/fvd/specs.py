@@ -133,7 +133,7 @@ class FamilySpec(Spec):
     latent_space: str = ""
     """Families that name the same latent space may serve roles of one run. Empty: only with itself."""
     validator: str = "video"
-    """Name of the validator that samples this family during training."""
+    """Name of the validator that samples this family during training, where the run file names none."""
     export_formats: tuple[str, ...] = ("diffusers",)
     """What ``export`` writes; `fvd export` takes the first unless told otherwise."""
     dataset_kind: str = "parquet"

@@ -11,7 +11,7 @@ MAY_CHANGE = frozenset(
         *("output_dir", "max_train_steps", "dataloader_num_workers", "enable_gradient_checkpointing_type"),
         *("training_state_checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
         *("log_validation", "validation_steps", "validation_dataset_file", "validation_sampling_steps"),
-        *("validation_guidance_scale", "validation_fps", "trackers", "tracker_project_name", "wandb_run_name"),
+        *("validation_guidance_scale", "validation_fps", "validator", "trackers", "tracker_project_name", "wandb_run_name"),
         "log_every_steps",
     )
 ) | {"pipeline_config.sampler_kind", "plugins.only", "plugins.require"}

@@ -183,6 +183,8 @@ class TrainingConfig(StrictModel):
     """Denoising steps; several numbers make several videos a prompt. A method with a ladder of its own ignores it."""
     validation_guidance_scale: Annotated[NonNegativeFloat, BeforeValidator(_first_number)] = 5.0
     """Standard convention, 1.0 = none."""
+    validator: str | None = None
+    """What samples and logs, of those that are installed. Default: the family's own."""
     validation_fps: Annotated[float, Field(gt=0)] = 16.0
     """Frames a second of the videos that are written."""
 

@@ -39,6 +39,7 @@ def run_file_schema(plugins: Plugins) -> Schema:
     _refine(definitions["recipe"], "method", _name_of(plugins, "method"))
     _refine(definitions["role"], "family", _or_null(_name_of(plugins, "family")))
     _refine(definitions["training"], "trackers", _name_list(_name_of(plugins, "tracker")))
+    _refine(definitions["training"], "validator", _or_null(_name_of(plugins, "validator")))
     conditions = []
     for kind, section in (("family", "pipeline_config"), ("method", "method_config")):
         for name in plugins.names(kind):

@@ -103,10 +103,11 @@ def _trackers(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
 def _validator(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     if not ctx.run.training.log_validation:
         return []
+    chosen, of_family = ctx.run.training.validator, next(iter(ctx.families.values())).validator
     try:
-        plugins.spec("validator", next(iter(ctx.families.values())).validator)
+        plugins.spec("validator", chosen or of_family)
     except PluginError as error:
-        return [ctx.problem("recipe.family", error.message, cure=error.cure)]
+        return [ctx.problem("training.validator" if chosen else "recipe.family", error.message, cure=error.cure)]
     return []
 
 

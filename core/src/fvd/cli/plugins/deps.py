@@ -93,6 +93,7 @@ def _names(document: Mapping[str, Any], folder: Path) -> Iterator[Name]:
     found = [("family", recipe.get("family")), ("method", recipe.get("method"))]
     found += [("family", role.get("family")) for role in roles if isinstance(role, dict)]
     found += [("tracker", name) for name in _texts(training.get("trackers")) if name != "none"]
+    found += [("validator", training.get("validator"))]
     # Older files say the sampler under `training`.
     samplers = (section.get("sampler_kind") for section in (_pipeline_config(document, folder), training))
     found += [("sampler", name) for name in samplers]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TypeVar
 
 import numpy as np
@@ -103,9 +103,12 @@ def refused(action: Callable[[], object]) -> BaseException | None:
     return None
 
 
+@contextmanager
+def without_output() -> Iterator[None]:
+    """Core's tables and log lines say nothing to a plugin's author, who reads what a failed check has printed."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
 def listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
-
-
-def one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()

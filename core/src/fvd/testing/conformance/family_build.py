@@ -22,7 +22,7 @@ from fvd.plugins.targets import import_target
 from fvd.rng import randn_per_sample, seeded_generator
 from fvd.roles import RoleHandle, RoleManager
 from fvd.specs import DatasetKindSpec, FamilySpec
-from fvd.testing.conformance.asserts import require
+from fvd.testing.conformance.asserts import require, without_output
 from fvd.testing.conformance.contract import example_config
 from fvd.testing.conformance.examination import Subject
 from fvd.testing.conformance.outcomes import CheckSkipped
@@ -97,7 +97,8 @@ class FamilyBench:
         assert self.encoders is not None
         out = self.subject.make_folder("prepared")
         request = PrepareRequest(clips=clips, out=out, family=self.spec.name, model=self.path, plan=plan, strict=True)
-        prepare(request, self.encoders)
+        with without_output():
+            prepare(request, self.encoders)
         return out
 
     def loader(self, folder: Path | None, *, needs_latents: bool = True, dropout_rate: float = 0.0) -> Loader:
@@ -148,8 +149,14 @@ class FamilyBench:
 
 def _model_paths(subject: Subject, spec: FamilySpec) -> tuple[str, str]:
     if not spec.tiny:
+        paths = spec.example.path, spec.example.frozen_path or spec.example.path
         require(bool(spec.example.path), "the descriptor says neither `tiny` nor `example.path`: there is nothing to build")
-        return spec.example.path, spec.example.frozen_path or spec.example.path
+        for path in paths:
+            elsewhere = "/" in path and not Path(path).expanduser().exists()
+            require(
+                not elsewhere, f"example.path {path} is not on this machine, and checks download nothing: name a `tiny` model"
+            )
+        return paths
     folder = subject.make_folder("models") / "tiny"
     import_target(subject.record, f"the tiny model of {subject.label}", spec.tiny)(folder)
     require(folder.is_dir() and any(folder.iterdir()), f"{spec.tiny} has written nothing into the folder that it was given")

@@ -37,7 +37,6 @@ class BuiltMethod:
     """A method, built anew, with everything that belongs to it. ``adapter`` is the family's own, whatever the method got."""
 
     method: Method
-    family: Family
     adapter: Adapter
     roles: RoleManager
 
@@ -95,7 +94,7 @@ class MethodBench:
         check_method(method, self.spec)
         adapter.on_train_start()
         method.on_train_start()
-        return BuiltMethod(method, family, adapter, roles)
+        return BuiltMethod(method, adapter, roles)
 
     def raw_batch(self, size: int = 2) -> RawBatch:
         """The first samples that a run would see."""

@@ -20,7 +20,7 @@ from fvd.config.models import MethodConfig, PipelineConfig, Recipe, RoleConfig, 
 from fvd.files import step_folder
 from fvd.launch import launch
 from fvd.plugins import Plugins
-from fvd.testing.conformance.asserts import require
+from fvd.testing.conformance.asserts import require, without_output
 
 SMALL: Mapping[str, object] = {"mixed_precision": "no", "dataloader_num_workers": 0, "train_batch_size": 2}
 """Under ``training:`` of every run of the kit."""
@@ -58,7 +58,8 @@ class Trial:
     def run(self, output_dir: Path, steps: int) -> Path:
         """Run to ``steps``, or on from where an earlier run in ``output_dir`` has ended. Returns its last checkpoint."""
         loaded = LoadedRun(Path("run.yaml"), "", self.config(output_dir, steps), [], self.plugins)
-        launch(loaded, resume="auto")
+        with without_output():
+            launch(loaded, resume="auto")
         return output_dir / "checkpoints" / step_folder(steps)
 
 

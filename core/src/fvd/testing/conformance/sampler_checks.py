@@ -72,7 +72,7 @@ def _run(
     else:
         chosen = torch.tensor(timesteps, dtype=torch.float32)
     function = load_sampler(subject.plugins, subject.name).function
-    model = toy.guided(len(latents))
+    model = toy.unguided(len(latents))
     return function(model, latents, scheduler=scheduler, timesteps=chosen, generators=_generators(seeds))
 
 

@@ -26,7 +26,6 @@ class ToyModel:
     """One role of a toy family, ready to be sampled. ``truth``: what its samples should be distributed as."""
 
     name: str
-    family: Family
     adapter: Adapter
     handle: RoleHandle
     truth: GaussianMixture
@@ -35,9 +34,9 @@ class ToyModel:
     def shape(self) -> tuple[int, int, int, int]:
         return self.adapter.latent_shape(VideoGeometry(num_frames=1, height=32, width=32))
 
-    def guided(self, batch_size: int, *, prompt: str = "", scale: float = 1.0) -> GuidedModel:
-        cond = self.adapter.encode_prompts([prompt] * batch_size)
-        return GuidedModel(self.adapter, self.handle, cond, self.adapter.negative_conditioning(batch_size), scale)
+    def unguided(self, batch_size: int) -> GuidedModel:
+        """Of the whole mixture: the empty prompt's."""
+        return GuidedModel(self.adapter, self.handle, self.adapter.encode_prompts([""] * batch_size), None)
 
     def truth_samples(self, count: int) -> Tensor:
         return self.truth.sample(count, torch.Generator().manual_seed(7))
@@ -53,7 +52,7 @@ def toy_model(plugins: Plugins, name: str, path: str, *, trainable: bool = False
     adapter = family.build_adapter(RoleManager([handle]))
     adapter.on_train_start()
     adapter.ensure_negative_conditioning()
-    return ToyModel(name, family, adapter, handle, circle(config.modes, config.radius, config.std))
+    return ToyModel(name, adapter, handle, circle(config.modes, config.radius, config.std))
 
 
 def toys_with_scheduler(plugins: Plugins, kind: str, path: str = "random") -> list[ToyModel]:
