@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import av
@@ -34,9 +35,17 @@ def write_mp4(path: Path, *, frames: int = 16, size: int = 64, fps: int = 16, co
 
 
 @pytest.fixture(autouse=True)
-def _restored_sys_path(monkeypatch) -> None:
-    """``--plugin FILE`` puts the file's folder there, for good: in these tests a process is many command lines."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def _local_plugins_are_forgotten() -> Iterator[None]:
+    """``--plugin FILE`` puts the file's folder on ``sys.path`` and its module into ``sys.modules``, for good: in these tests a
+    process is many command lines."""
+    before = list(sys.path)
+    yield
+    added = set(sys.path) - set(before)
+    sys.path[:] = [entry for entry in sys.path if entry not in added]
+    for name, module in list(sys.modules.items()):
+        origin = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        if isinstance(origin, str) and "." not in name and str(Path(origin).parent) in added:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session", name="write_mp4")

@@ -30,7 +30,8 @@ def test_requirements_are_satisfied(env):
 
 def test_plugins_list(env):
     listed = json.loads(env.fvd("plugins", "list", "--json"))
-    assert listed.keys() == {"core", "plugins"}
+    assert listed.keys() == {"core", "plugins", "remarks"}
+    assert listed["remarks"] == []
     assert [plugin["distribution"] for plugin in listed["plugins"]] == DISTRIBUTIONS
     assert {plugin["state"] for plugin in listed["plugins"]} == {"ok"}
     assert {plugin["version"] for plugin in listed["plugins"]} == {listed["core"]["version"]}  # lockstep

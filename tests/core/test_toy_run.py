@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,6 @@ def test_the_first_rung(tmp_path, monkeypatch):
     examples = Path(__file__).parents[2] / "examples"
     assert len((examples / "my_method.py").read_text(encoding="utf-8").splitlines()) < 40
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the file's folder is added to it
     short = ["--set", "training.max_train_steps=2", "--plugin", str(examples / "my_method.py")]
     assert main(["run", str(examples / "toy.yaml"), *short]) == 0
     assert main(["run", str(examples / "toy.yaml"), *short, "--set", "recipe.family=toy_noise"]) == 1  # another run's folder

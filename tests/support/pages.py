@@ -24,7 +24,7 @@ _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 _FILE_LINE = re.compile(r"^`([\w./-]+\.\w+)`[^\n]*:\n\n\Z", flags=re.MULTILINE)
 _PROGRESS = re.compile(r"\w+ \d+/\d+ .*s/it")
 _VARIABLE = [
-    (re.compile(r"\b\d+(\.\d+)? (ms|s|min|MiB|kB|MB|GB)\b"), r"N \2"),
+    (re.compile(r"\b\d+(\.\d+)? ?(ms|s|min|MiB|kB|MB|GB)\b"), r"N \2"),
     (re.compile(r"\b\d+:\d\d:\d\d\b"), "TIME"),
     (re.compile(r"\b[0-9a-f]{12,64}\b"), "HASH"),
     (re.compile(r"\b\d+\.\d+(e-?\d+)?\b"), "X"),
