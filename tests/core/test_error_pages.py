@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -221,7 +220,6 @@ def environment(tmp_path, monkeypatch):
     site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # local files put their folder there
     find = registry.find_candidates
 
     def find_new() -> list[object]:

@@ -34,7 +34,6 @@ def folder(tmp_path, monkeypatch):
     """Holds the files; jax is a stand-in for heavy modules. Modules and the path are as before afterwards."""
     for variable in ("FVD_PLUGINS", "FVD_DISABLE_PLUGINS", "FVD_STRICT_PLUGINS"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     site, folder = tmp_path / "site", tmp_path / "work"
     folder.mkdir()
     fake_dist(site, "x-jax", modules={"jax": ""})
