@@ -153,3 +153,16 @@ def test_an_exported_students_weights_are_the_runs(tmp_path):
     untrained = toy_family().load_role("student", RoleConfig(path="random", trainable=True)).modules["transformer"].state_dict()
     assert weights.keys() == untrained.keys()
     assert not all(torch.equal(weights[name], untrained[name]) for name in weights)
+
+
+def test_a_run_with_a_local_plugin_says_which_file_it_wants(tmp_path, monkeypatch, capsys):
+    examples = Path(__file__).parents[2] / "examples"
+    monkeypatch.chdir(tmp_path)
+    plugin = str(examples / "my_method.py")
+    assert main(["run", str(examples / "toy.yaml"), "--set", "training.max_train_steps=1", "--plugin", plugin]) == 0
+    capsys.readouterr()
+    assert main(["sample", "outputs/toy", "--prompt", "mode 1", "--out", "toy.mp4"]) == 1
+    said = capsys.readouterr().err
+    assert "there is no method 'my_method'" in said
+    assert f"Add --plugin {plugin}" in said
+    assert main(["sample", "outputs/toy", "--prompt", "mode 1", "--out", "toy.mp4", "--plugin", plugin]) == 0

@@ -11,10 +11,11 @@ import torch
 from fvd.checkpoint.manager import Checkpoint, CheckpointManager, load_role_weights
 from fvd.config.load import load_run_file
 from fvd.config.models import RunConfig
-from fvd.errors import FvdError, did_you_mean
+from fvd.errors import ConfigError, FvdError, PluginError, Problem, did_you_mean
 from fvd.families import Family
 from fvd.methods import Method
 from fvd.plugins import PluginOptions, Plugins
+from fvd.plugins.lock import read_lock
 from fvd.roles import RoleHandle
 from fvd.rundir import RunDirectory
 from fvd.runtime import build_family, family_spec
@@ -67,6 +68,24 @@ def open_run(path: Path, *, device: torch.device, options: PluginOptions, step: 
     if not run_dir.run_file.exists():
         raise FvdError(f"{path} is not a run directory: it has no run.yaml", cure="Name the training.output_dir of a run.")
     loaded = load_run_file(run_dir.run_file, options=options)
+    if loaded.errors:
+        raise ConfigError([*loaded.errors, *_local_plugins_left_out(run_dir, loaded.plugins)])
     config = loaded.require()
     checkpoint = CheckpointManager(run_dir.checkpoints).find(step)
     return TrainedRun(run_dir, config, loaded.plugins, build_family(config, loaded.plugins, device), checkpoint)
+
+
+def _local_plugins_left_out(run_dir: RunDirectory, plugins: Plugins) -> list[Problem]:
+    """Files that the run was made with and this command was not given: the likely reason why a name is unknown."""
+    try:
+        used = [plugin.source for plugin in read_lock(run_dir.lock_file).plugins]
+    except PluginError:
+        return []
+    given = {record.file for record in plugins.records}
+    files = [source.location for source in used if source.kind == "file" and source.location not in given]
+    return [
+        Problem(
+            message=f"the run was made with the plugin file {file}", file=str(run_dir.run_file), cure=f"Add --plugin {file}"
+        )
+        for file in files
+    ]

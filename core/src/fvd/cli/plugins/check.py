@@ -6,7 +6,6 @@ import argparse
 import json
 import textwrap
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from fvd.errors import FvdError
 
 if TYPE_CHECKING:
     from fvd.cli.main import Arguments
-    from fvd.testing.conformance import CheckResult, Report
+    from fvd.testing.conformance import CheckResult
 
 MARKS = {"passed": "✓", "failed": "✗", "unexpected pass": "✗", "expected": "!", "skipped": "-"}
 LINES_OF_OUTPUT = 20
@@ -30,18 +29,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: Arguments) -> int:
-    from fvd.testing.conformance import load_for_check, run
+    from fvd.testing.conformance import KIT_VERSION, load_for_check, run
+    from fvd.testing.conformance.runner import find_subjects
 
     only = [check_id for given in args.only for check_id in given.replace(",", " ").upper().split()]
     if only and args.certificate:
         raise FvdError("a certificate is of all checks", cure="Leave out -k, or --certificate.")
-    report = run(load_for_check(args.name, args.plugin_options), args.name, only=only)
+    plugins = load_for_check(args.name, args.plugin_options)
+    if args.json:
+        report = run(plugins, args.name, only=only)
+    else:
+        record = find_subjects(plugins, args.name)[0][0]
+        printer = Printer(f"{record}   fvd-core {fvd.__version__}, kit {KIT_VERSION}")
+        report = run(plugins, args.name, only=only, on_result=printer.print)
+        print(report.summary or "no check applies")
     document = json.dumps(report.as_dict(), indent=2, ensure_ascii=False)
     if args.json:
         print(document)
-    else:
-        for line in _lines(report):
-            print(line)
     if args.certificate:
         from fvd.files import write_text_aside
 
@@ -51,17 +55,24 @@ def execute(args: Arguments) -> int:
     return 0 if report.ok else 1
 
 
-def _lines(report: Report) -> Iterator[str]:
-    from fvd.testing.conformance import KIT_VERSION
+class Printer:
+    """Prints each result as it comes, under the component and the group that it belongs to, and a title before the first."""
 
-    yield f"{report.plugin} ({report.distribution} {report.version})   fvd-core {fvd.__version__}, kit {KIT_VERSION}"
-    for component, of_component in groupby(report.results, key=lambda result: result.component):
-        yield f"  {component.replace(':', ' ')}"
-        for group, results in groupby(of_component, key=lambda result: result.group):
-            yield f"    {group}"
-            for result in results:
-                yield from _result_lines(result)
-    yield report.summary or "no check applies"
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._component = self._group = ""
+
+    def print(self, result: CheckResult) -> None:
+        if not self._component:
+            print(self._title)
+        if result.component != self._component:
+            self._component, self._group = result.component, ""
+            print(f"  {result.component.replace(':', ' ')}")
+        if result.group != self._group:
+            self._group = result.group
+            print(f"    {result.group}")
+        for line in _result_lines(result):
+            print(line, flush=True)
 
 
 def _result_lines(result: CheckResult) -> Iterator[str]:

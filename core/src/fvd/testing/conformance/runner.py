@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from fvd.errors import FvdError, PluginError, did_you_mean
@@ -25,12 +25,22 @@ def load_for_check(name: str = "", options: PluginOptions = _NO_OPTIONS) -> Plug
     return replace(options, request=(*options.request, *REQUESTS)).load(mentioned=[name] if name else [])
 
 
-def run(plugins: Plugins, name: str, *, only: Collection[str] = ()) -> Report:
+def _say_nothing(result: CheckResult) -> None:
+    pass
+
+
+def run(
+    plugins: Plugins,
+    name: str,
+    *,
+    only: Collection[str] = (),
+    on_result: Callable[[CheckResult], None] = _say_nothing,
+) -> Report:
     """Check what ``name`` means: a plugin (all its components), or one component (``wan``, ``acme-wan:wan``), and then its
     plugin as a whole too.
 
-    plugins: from `load_for_check`. only: ids of checks; those that they need are made too, and not reported. Never raises
-    what a plugin raises. Raises FvdError for a name or an id that there is not, and where the toys are not loaded.
+    plugins: from `load_for_check`. only: ids of checks; those that they need are made too, and not reported. on_result is
+    called with each result as soon as it is there. Never raises what a plugin raises. Raises FvdError for a name or an id that there is not, and where the toys are not loaded.
     """
     unknown = sorted(set(only) - {check.id for check in CHECKS})
     if unknown:
@@ -40,7 +50,11 @@ def run(plugins: Plugins, name: str, *, only: Collection[str] = ()) -> Report:
         )
     _require_toys(plugins)
     subjects = find_subjects(plugins, name)
-    results = [result for record, spec in subjects for result in _examine(plugins, record, spec, only)]
+    results = []
+    for record, spec in subjects:
+        for result in _examine(plugins, record, spec, only):
+            on_result(result)
+            results.append(result)
     record = subjects[0][0]
     return Report(plugin=record.name, distribution=record.distribution, version=record.version, results=tuple(results))
 
