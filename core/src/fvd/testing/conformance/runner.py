@@ -40,7 +40,8 @@ def run(
     plugin as a whole too.
 
     plugins: from `load_for_check`. only: ids of checks; those that they need are made too, and not reported. on_result is
-    called with each result as soon as it is there. Never raises what a plugin raises. Raises FvdError for a name or an id that there is not, and where the toys are not loaded.
+    called with each result as soon as it is there. Never raises what a plugin raises. Raises FvdError for a name or an id
+    that there is not, and where the toys are not loaded.
     """
     unknown = sorted(set(only) - {check.id for check in CHECKS})
     if unknown:
