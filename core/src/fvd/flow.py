@@ -40,10 +40,5 @@ def velocity_to_noise(velocity: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
 
 
 def shift_sigma(sigma: Sigma, shift: float) -> Sigma:
-    """σ' = s σ / (1 + (s − 1) σ)."""
+    """σ' = s σ / (1 + (s − 1) σ). Its inverse is the shift by 1 / s."""
     return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def unshift_sigma(sigma: Sigma, shift: float) -> Sigma:
-    """The inverse of `shift_sigma`."""
-    return sigma / (shift - (shift - 1) * sigma)
