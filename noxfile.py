@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "imports", "tests", "wheels", "thirdparty"]
+nox.options.sessions = ["lint", "types", "imports", "tests", "pluggy_oldest", "wheels", "thirdparty"]
 nox.options.reuse_existing_virtualenvs = True
 
 ROOT = Path(__file__).parent

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -22,9 +24,10 @@ PLUGIN = """
         return [fvd.SamplerSpec(name="loop", target="acme_loop.loop:sample")]
 """
 
-RANK = """
-import os, sys
+RANKS = """
+import json, os, signal, sys, traceback
 from datetime import timedelta
+import torch.distributed
 from fvd.agreement import agree, find_ranks
 from fvd.errors import FvdError
 from fvd.plugins import load_plugins
@@ -34,13 +37,33 @@ def make():
     plugins = load_plugins()
     return make_lock(plugins, [plugins.spec("sampler", "loop")], {"training": {"seed": int(os.environ.get("SEED", "0"))}})
 
-try:
-    agree(find_ranks(os.environ), make, timeout=timedelta(seconds=float(os.environ.get("TIMEOUT", "30"))))
-    print("agreed")
-except FvdError as error:
-    print(error)
-    sys.exit(1)
+def run(rank):
+    signal.alarm(60)
+    os.dup2(os.open(rank["output"], os.O_CREAT | os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    os.environ.update(rank["environment"])
+    sys.path.insert(0, rank["folder"])
+    try:
+        agree(find_ranks(os.environ), make, timeout=timedelta(seconds=float(os.environ.get("TIMEOUT", "30"))))
+        print("agreed", flush=True)
+        return 0
+    except FvdError as error:
+        print(error, flush=True)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 2
+
+for line in sys.stdin:
+    processes = []
+    for rank in json.loads(line):
+        process = os.fork()
+        if not process:
+            os._exit(run(rank))
+        processes.append(process)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]), flush=True)
 """
+"""Importing torch takes most of the time, so one process does it, and each rank is a fork of that one."""
 
 
 def free_port() -> int:
@@ -57,31 +80,43 @@ def site(tmp_path: Path, version: str, source: str = "def sample(): pass\n") -> 
     return fake_dist(folder, "acme-loop", version, entry_points={"loop": "acme_loop.plugin"}, modules=modules)
 
 
-def start(rank: int, size: int, port: int, folder: Path, **environment: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    own = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": path}
-    return subprocess.Popen(
-        [sys.executable, "-c", RANK],
-        env=os.environ | {name: str(value) for name, value in own.items()} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+class Talk(Protocol):
+    def __call__(
+        self, folders: list[Path | None], *, port: int | None = None, **environment: list[str]
+    ) -> list[tuple[int, str]]: ...
 
 
-def talk(folders: list[Path], **environment: list[str]) -> list[tuple[int, str]]:
-    """(exit status, output) of one process a folder; environment: a value a rank."""
-    port = free_port()
-    processes = [
-        start(rank, len(folders), port, folder, **{name: values[rank] for name, values in environment.items()})
-        for rank, folder in enumerate(folders)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+@pytest.fixture(scope="module")
+def processes() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, "-c", RANKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.communicate()
+
+
+@pytest.fixture
+def talk(processes, tmp_path) -> Talk:
+    """(exit status, output) of one process a folder; none for a rank that has no folder. environment: a value a rank."""
+
+    def talk(folders: list[Path | None], *, port: int | None = None, **environment: list[str]) -> list[tuple[int, str]]:
+        shared = {"WORLD_SIZE": str(len(folders)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
+        ranks = [
+            {
+                "folder": str(folder),
+                "output": str(tmp_path / f"output-{rank}"),
+                "environment": {"RANK": str(rank), **shared, **{name: values[rank] for name, values in environment.items()}},
+            }
+            for rank, folder in enumerate(folders)
+            if folder is not None
+        ]
+        print(json.dumps(ranks), file=processes.stdin, flush=True)
+        statuses = json.loads(processes.stdout.readline())
+        return [(status, Path(rank["output"]).read_text()) for status, rank in zip(statuses, ranks, strict=True)]
+
+    return talk
 
 
 # --- between processes -----------------------------------------------------------------------------------------------
-def test_ranks_that_run_the_same_go_on(tmp_path):
+def test_ranks_that_run_the_same_go_on(talk, tmp_path):
     one, other = site(tmp_path, "1.0"), tmp_path / "elsewhere"
     other.mkdir()
     modules = {"acme_loop.plugin": PLUGIN, "acme_loop.loop": "def sample(): pass\n"}
@@ -91,7 +126,7 @@ def test_ranks_that_run_the_same_go_on(tmp_path):
     assert talk([one, other]) == [(0, "agreed\n")] * 2
 
 
-def test_every_rank_fails_with_the_same_difference(tmp_path):
+def test_every_rank_fails_with_the_same_difference(talk, tmp_path):
     results = talk([site(tmp_path, "1.0"), site(tmp_path, "2.0"), site(tmp_path, "1.0")], SEED=["0", "0", "7"])
     host = socket.gethostname()
     assert [status for status, _ in results] == [1, 1, 1]
@@ -107,7 +142,7 @@ def test_every_rank_fails_with_the_same_difference(tmp_path):
     assert not any("fvd-core" in line for line in lines)  # it is the same everywhere
 
 
-def test_a_rank_that_cannot_run_at_all_is_named_to_the_others(tmp_path):
+def test_a_rank_that_cannot_run_at_all_is_named_to_the_others(talk, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (_, first), (status, second) = results = talk([site(tmp_path, "1.0"), empty])
@@ -120,17 +155,16 @@ def test_a_rank_that_cannot_run_at_all_is_named_to_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("absent", [0, 1])
-def test_a_rank_that_never_comes_is_named(tmp_path, absent):
+def test_a_rank_that_never_comes_is_named(talk, tmp_path, absent):
     folder, port = site(tmp_path, "1.0"), free_port()
     present = [rank for rank in range(3) if rank != absent]
-    processes = [start(rank, 3, port, folder, TIMEOUT="3") for rank in present]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1]
-    for rank, output in zip(present, outputs, strict=True):
+    results = talk([folder if rank in present else None for rank in range(3)], port=port, TIMEOUT=["2"] * 3)
+    assert [status for status, _ in results] == [1, 1]
+    for rank, (_, output) in zip(present, results, strict=True):
         if absent == 0:  # it would have kept the store
             assert f"rank {rank} of 3 on {socket.gethostname()} cannot reach rank 0 at 127.0.0.1:{port}" in output
         else:
-            assert output.startswith("rank 1 of 3 did not come within 3 s\n")
+            assert output.startswith("rank 1 of 3 did not come within 2 s\n")
         assert "Traceback" not in output
 
 

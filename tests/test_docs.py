@@ -96,7 +96,8 @@ def test_the_files_of_the_page_on_methods_are_the_examples():
     assert files["toy.yaml"] == (ROOT / "examples/toy.yaml").read_text(encoding="utf-8")
 
 
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*DOCS.rglob("*.md"), ROOT / "README.md"])
+EXPLAINED = ROOT / "core/src/fvd/plugins/pages"
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*DOCS.rglob("*.md"), *EXPLAINED.glob("*.md"), ROOT / "README.md"])
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ import yaml
 
 from fvd.cli.main import main
 from fvd.plugins import load_plugins
+from fvd.plugins.discovery import WITHOUT_ENTRY_POINTS
 from fvd.testing import fake_dist, installed_in
 
 RUN_FILE = {
@@ -109,6 +113,75 @@ BAD = {
     "an unknown hook": Bad(module(PROVIDES.format(kinds="familys", body="return []")), "broken"),
     "a hook that raises": Bad(module(PROVIDES.format(kinds="families", body="raise RuntimeError('x')")), "broken"),
     "a hook that returns a string": Bad(module(PROVIDES.format(kinds="methods", body="return 'dmd2'")), "broken"),
+    "the plugin name of the toys": Bad(claims("toy")),
+    "the names of core's components": Bad(
+        module(
+            PROVIDES.format(kinds="samplers", body="return [fvd.SamplerSpec(name=n, target='a:b') for n in ('ode', 'sde')]")
+            + PROVIDES.format(kinds="validators", body="return [fvd.ValidatorSpec(name='video', target='a:b')]")
+            + PROVIDES.format(
+                kinds="dataset_kinds",
+                body="return [fvd.DatasetKindSpec(name=n, target='a:b') for n in ('toy', 'toy_noise', 'parquet')]",
+            )
+            + PROVIDES.format(
+                kinds="trackers",
+                body="return [fvd.TrackerSpec(name=n, target='a:b') for n in ('tensorboard', 'wandb')]",
+            )
+        ),
+        "ok",
+    ),
+    "a panic on import": Bad(module("class Panic(BaseException): pass\nraise Panic"), "broken"),
+    "a panic in a hook": Bad(
+        module("class Panic(BaseException): pass\nimport fvd\n@fvd.hookimpl\ndef fvd_methods(): raise Panic\n"),
+        "broken",
+    ),
+    "a panic in a notification": Bad(
+        module("class Panic(BaseException): pass\nimport fvd\n@fvd.hookimpl\ndef fvd_run_start(run): raise Panic\n"),
+        "ok",
+        speaks=True,
+    ),
+    "an exception that cannot be shown": Bad(
+        module("class Odd(Exception):\n    def __str__(self): raise self\nraise Odd"), "broken"
+    ),
+    "a module that replaces itself": Bad(module("import sys\nsys.modules[__name__] = object()"), "broken"),
+    "hook results that raise": Bad(
+        module(
+            "import fvd\nclass Odd(list):\n    def __iter__(self): raise RuntimeError\n"
+            "@fvd.hookimpl\ndef fvd_methods(): return Odd([1])\n"
+        ),
+        "broken",
+    ),
+    "a descriptor that was never made": Bad(
+        module(
+            "import fvd\nclass Odd(fvd.MethodSpec):\n    def __init__(self): pass\n"
+            "@fvd.hookimpl\ndef fvd_methods(): return [Odd(), object.__new__(fvd.MethodSpec)]\n"
+        ),
+        "broken",
+    ),
+    "a requirement that cannot be evaluated": Bad(
+        lambda site: (
+            fake_dist(
+                site,
+                "acme-bad",
+                entry_points={"bad": "acme_bad"},
+                modules={"acme_bad": "import fvd"},
+                requires=['fvd-core; python_version ~= "x"'],
+            )
+            and None
+        ),
+        "incompatible",
+    ),
+    "an error in every run file": Bad(
+        module("import fvd\n@fvd.hookimpl\ndef fvd_check_config(ctx): return [fvd.Problem(message='no')]"),
+        "ok",
+        speaks=True,
+    ),
+    "output everywhere": Bad(
+        module(
+            "import fvd\nprint('import')\n@fvd.hookimpl\ndef fvd_check_config(ctx):\n    print('acme-bad')\n    return []\n"
+        ),
+        "ok",
+        speaks=True,
+    ),
     "a method of a taken name": Bad(
         module(
             PROVIDES.format(
@@ -123,8 +196,6 @@ BAD = {
     ),
     "no METADATA": Bad(damaged("METADATA", None), "broken"),
     "METADATA of random bytes": Bad(damaged("METADATA", bytes(range(256))), "broken"),
-    "entry_points.txt of random bytes": Bad(damaged("entry_points.txt", bytes(range(256)))),
-    "entry_points.txt that is no ini file": Bad(damaged("entry_points.txt", b"[fvd.plugins\nbad\n= acme_bad\n")),
     "a notification that raises": Bad(
         module("import fvd\n@fvd.hookimpl\ndef fvd_step_end(run, step):\n    raise RuntimeError('x')"), "ok", speaks=True
     ),
@@ -208,6 +279,7 @@ def test_a_bad_distribution_changes_nothing(name, good, workplace, tmp_path, cap
         states = {record.name: record.state for record in load_plugins().records}
         assert states.get("bad", "") == bad.state
         observed = observe(workplace, capfd, monkeypatch)
+    sys.modules.pop("acme_bad", None)  # what replaces itself is no module that `installed_in` would know
     assert observed.statuses == good.statuses
     if bad.speaks:
         assert "acme-bad" in observed.stdout + observed.stderr
@@ -217,3 +289,91 @@ def test_a_bad_distribution_changes_nothing(name, good, workplace, tmp_path, cap
     assert observed.files.keys() == good.files.keys()
     for path, expected in good.files.items():
         assert observed.files[path] == expected, path
+
+
+DAMAGED_LISTS = {
+    "no value": b"[fvd.plugins]\nmm\n",
+    "no text": b"[fvd.plugins]\nmm = \xff\n",
+    "random bytes": bytes(range(256)),
+}
+
+
+def in_a_new_process(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Libraries that look at all entry points do so once in a process."""
+    path = os.pathsep.join([str(site), *filter(None, sys.path)])
+    variables = {name: value for name, value in os.environ.items() if name not in WITHOUT_ENTRY_POINTS}
+    environment = {**variables, "PYTHONPATH": path}
+    command = [sys.executable, "-m", "fvd.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("name", DAMAGED_LISTS)
+def test_a_list_of_entry_points_that_cannot_be_read_stops_nobody(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    site = tmp_path / "site"
+    site.mkdir()
+    damaged("entry_points.txt", DAMAGED_LISTS[name])(site)
+    Path("run.yaml").write_text(yaml.safe_dump(RUN_FILE))
+    Path("prompts.txt").write_text("mode 2\n")
+    checked = in_a_new_process(site, "check", "run.yaml")
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "run.yaml: ok\n", "")
+    listed = in_a_new_process(site, "plugins", "list", "--json")
+    states = {record["name"]: record["code"] for record in json.loads(listed.stdout)["plugins"]}
+    assert states == {record.name: None for record in load_plugins().records} | (
+        {} if name == "random bytes" else {"acme-bad": "P01"}
+    )
+    if name == "no value":
+        doctor = in_a_new_process(site, "plugins", "doctor")
+        assert doctor.stderr == ""
+        assert "acme-bad" in doctor.stdout
+        assert in_a_new_process(site, "plugins", "deps", "run.yaml").stderr == ""
+        run = in_a_new_process(site, "run", "run.yaml")  # torch.distributed reads all lists, and has no switch
+        assert run.returncode == 1
+        assert "pip install --force-reinstall --no-deps acme-bad" in run.stderr
+        assert "Traceback" not in run.stderr
+
+
+def test_a_plugin_of_pydantic_is_not_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(yaml.safe_dump(RUN_FILE))
+    Path("prompts.txt").write_text("mode 2\n")
+    site = tmp_path / "site"
+    fake_dist(site, "acme-bad", modules={"acme_bad": "1 / 0"})
+    (site / "acme_bad-1.0.dist-info/entry_points.txt").write_text("[pydantic]\nbad = acme_bad:plugin\n")
+    assert in_a_new_process(site, "check", "run.yaml").stdout == "run.yaml: ok\n"
+    monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", "nobody")  # who sets it is not overruled
+    monkeypatch.setattr(sys.modules[__name__], "WITHOUT_ENTRY_POINTS", {})
+    assert "ZeroDivisionError" in in_a_new_process(site, "check", "run.yaml").stderr
+
+
+def test_output_of_plugins_is_not_in_that_for_tools(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    site = tmp_path / "site"
+    config = "import fvd\nprint('acme prints')\nclass Config(fvd.MethodConfig): pass\nclass Method: pass"
+    plugin = """
+        import fvd
+
+        @fvd.hookimpl
+        def fvd_methods():
+            roles = {"student": fvd.RoleNeeds(trainable=True)}
+            return [fvd.MethodSpec(name="loud", target="acme_loud:Method", config="acme_loud:Config", roles=roles)]
+
+        @fvd.hookimpl
+        def fvd_check_config(ctx):
+            print("acme checks")
+            return []
+    """
+    fake_dist(site, "acme-loud", entry_points={"loud": "acme_plugin"}, modules={"acme_plugin": plugin, "acme_loud": config})
+    document = {
+        **RUN_FILE,
+        "recipe": {"family": "toy", "method": "loud"},
+        "training": {"output_dir": "out", "max_train_steps": 1},
+    }
+    Path("run.yaml").write_text(yaml.safe_dump(document))
+    with installed_in(site):
+        capfd.readouterr()
+        assert main(["check", "run.yaml", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["ok"]
+    assert "acme prints" in err
+    assert "acme checks" in err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,27 @@ def test_locked_refuses_another_version_and_another_run_file(tmp_path, site, run
     assert "pip install acme-diary==1.0" in said
     assert "max_train_steps" not in said  # it may change
     assert steps_of(tmp_path / "out") == [1, 2]
+
+
+def test_locked_refuses_an_edited_helper_of_a_plugin_file(tmp_path, write_run_file, capfd):
+    (tmp_path / "acme_notebook.py").write_text(
+        "import fvd\nimport acme_notebook_pages\n\n@fvd.hookimpl\ndef fvd_trackers():\n"
+        "    return [fvd.TrackerSpec(name='notebook', target='acme_notebook_pages:Notebook')]\n"
+    )
+    helper = tmp_path / "acme_notebook_pages.py"
+    helper.write_text(textwrap.dedent(DIARY["acme_diary.diary"]).replace("Diary", "Notebook"))
+    changes = {"max_train_steps": 1, "trackers": ["notebook"]}
+    run_file = write_run_file("finetune", output_dir=tmp_path / "out", training=changes)
+    command = [str(run_file), "--plugin", str(tmp_path / "acme_notebook.py")]
+    try:
+        assert main(["run", *command]) == 0
+        assert main(["run", *command, "--locked"]) == 0  # there is nothing to do
+        helper.write_text(helper.read_text() + "# edited\n")
+        assert "plugin acme_notebook (local)" in refused(capfd, *command, "--locked")
+    finally:
+        sys.path.remove(str(tmp_path))
+        for name in ("acme_notebook", "acme_notebook_pages"):
+            sys.modules.pop(name, None)
 
 
 def test_locked_refuses_before_torch_is_loaded(tmp_path, site, run_file):

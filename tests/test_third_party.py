@@ -270,6 +270,17 @@ def test_a_network_of_another_shape_ends_the_run_with_the_family_in_the_message(
     assert "must return float32 of shape [2, 16, 3, 8, 8]" in error
 
 
+def test_an_export_that_writes_nothing_is_no_success(tmp_path, installed, write_run_file, capfd):
+    family = WAN_MODULES["acme_wan.family"] + "\n            def export(self, handle, out_dir, format): pass\n"
+    install(installed, "acme-wan", "acme_wan", "acme_wan.plugin", {**WAN_MODULES, "acme_wan.family": family})
+    out = tmp_path / "out"
+    run_file = write_run_file("finetune", output_dir=out, recipe={"family": "acme-wan:wan"}, training={"max_train_steps": 1})
+    assert main(["run", str(run_file)]) == 0
+    assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 1
+    assert "the family wan has written nothing for the format 'diffusers'" in capfd.readouterr().err
+    assert not (tmp_path / "exported").exists()
+
+
 # --- trackers --------------------------------------------------------------------------------------------------------
 def test_trackers_get_the_run_file_and_after_a_kill_the_videos_again(tmp_path, installed, write_run_file):
     install(installed, "acme-diary", "acme_diary", "acme_diary.plugin", DIARY_MODULES)

@@ -56,8 +56,7 @@ def rotary_model(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def build(folder: Path, **config: object) -> SimpleNamespace:
-    pipeline_config = import_module("fvd_cogvideox.config").CogVideoXConfig(**config)
-    context = fvd.FamilyContext(config=pipeline_config, components_path=str(folder), device=torch.device("cpu"))
+    context = fvd.FamilyContext(config=fvd.PipelineConfig(**config), components_path=str(folder), device=torch.device("cpu"))
     family = import_module("fvd_cogvideox.family").CogVideoXFamily(context)
     handle = family.load_role("student", fvd.RoleConfig(path=str(folder), trainable=False))
     return SimpleNamespace(family=family, handle=handle, adapter=family.build_adapter(fvd.RoleManager([handle])))
@@ -156,7 +155,7 @@ def test_methods_train_it_unchanged(method, model, clips, tmp_path, write_run_fi
         recipe={"family": "cogvideox"},
         roles={role: {"path": str(model)} for role in roles},
         training={"data_path": str(data), "max_train_steps": 2, "log_validation": True, "validation_steps": 0},
-        pipeline_config={"flow_shift": 1.0},
+        pipeline_config={"flow_shift": 2.0},
     )
     assert main(["run", str(run_file)]) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -23,7 +23,7 @@ from fvd.testing import fake_dist, installed_in
 
 SOURCE = Path(__file__).parent / "thirdparty/fvd-ltx/src"
 PROMPT, NEGATIVE = "a red ball rolling left, 一个红色的球", "worst quality"
-STEPS, SEED, SHAPE = 4, 42, (8, 2, 2, 3)
+STEPS, SEED, SHIFT, SHAPE = 4, 42, 3.0, (8, 2, 2, 3)
 SIZE = {"num_frames": 9, "height": 64, "width": 96}
 
 
@@ -57,7 +57,8 @@ def edit_json(path: Path, **changes: object) -> None:
 
 
 def build(folder: Path) -> SimpleNamespace:
-    context = fvd.FamilyContext(config=fvd.PipelineConfig(), components_path=str(folder), device=torch.device("cpu"))
+    config = fvd.PipelineConfig(flow_shift=SHIFT)
+    context = fvd.FamilyContext(config=config, components_path=str(folder), device=torch.device("cpu"))
     family = import_module("fvd_ltx.family").LtxFamily(context)
     handle = family.load_role("student", fvd.RoleConfig(path=str(folder), trainable=False))
     return SimpleNamespace(family=family, handle=handle, adapter=family.build_adapter(fvd.RoleManager([handle])))
@@ -83,7 +84,7 @@ def unpacked(tokens: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_every_latent_on_the_way_equals_the_pipeline(built, pipeline, guidance_scale):
     theirs = []
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     pipeline(
         prompt=PROMPT,
         negative_prompt=NEGATIVE,

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from clean_environment import Environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("FVD_WHEELS" not in os.environ, reason="FVD_WHEELS names no folder of wheels; run `nox -s thirdparty`"),
+]
 
 BAD = ("fvd_oldcore", "fvd_torn")
 """pip would not install the first beside this core, and need not look at the requirements of the second."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -85,6 +86,15 @@ def test_a_command_of_a_plugin_runs(install, capsys):
     assert "Greets 100% of people." in capsys.readouterr().out
 
 
+def test_the_help_tells_two_commands_of_one_name_apart(install, capsys):
+    """By distribution; two plugins of one distribution by plugin."""
+    sources = {f"x_two.{name}": PLUGIN.format(name="hello", package="x_two") for name in ("a", "b")}
+    install("x-two", entry_points={"a": "x_two.a", "b": "x_two.b"}, modules=sources)
+    assert main(["--help"]) == 0
+    shown = re.findall(r"^  (\S*:hello) ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert shown == ["a:hello", "b:hello"]
+
+
 @pytest.mark.parametrize(
     "argv", [["-p", "no:x_greet", "greet", "you"], ["greet", "you", "-p", "no:x-greet"], ["greet", "-pno:x_greet_ep"]]
 )
@@ -108,7 +118,7 @@ def test_options_about_plugins_count_wherever_they_stand(install, capsys, tmp_pa
     install("x-off", entry_points={"off": "x_off", "out": "x_out"}, modules={"x_off": "1 / 0", "x_out": "1 / 0"})
     files = [tmp_path / "a_first_file.py", tmp_path / "a_second_file.py"]
     for file in files:
-        file.write_text("")
+        file.write_text("import fvd\n@fvd.hookimpl\ndef fvd_samplers(): return []")
     before = ["-p", "asked", "-pno:off", "--plugin", str(files[0])]
     after = ["you", "-pagain", "-p", "no:out", f"--plugin={files[1]}", "--strict-plugins"]
     assert main([*before, "greet", *after]) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
 from functools import partial
 
 import pytest
@@ -61,6 +63,12 @@ CONFIG = '''
 '''
 
 
+NOT_DECLARED = (
+    "Install what provides the module 'flash_attn_nowhere', and tell the authors of x-broken: "
+    "they declare no dependency of that name."
+)
+
+
 def install_some(install) -> None:
     modules = {"t_ltx": MODEL.format(name="ltx"), "m.f": CONFIG}
     install("acme-ltx", "0.3.1", entry_points={"ltx": "t_ltx"}, modules=modules)
@@ -86,10 +94,10 @@ def test_list_for_people(install, capsys):
         f"  core     fvd-core      {fvd.__version__}    ok            {CORE_PROVIDES}",
         "  hunyuan  x-broken      0.2      broken        "
         "P03 import failed: missing dependency 'flash_attn_nowhere' (t_hun, line 1)",
-        "      cure: python -m pip install x-broken   (brings the dependencies that it declares)",
+        f"      cure: {NOT_DECLARED}",
         f"  old      x-old         0.9.0    incompatible  P02 needs fvd-core>=99, have {fvd.__version__}",
         "      cure: python -m pip install --upgrade x-old fvd-core",
-        "  see docs/errors: P02.md, P03.md",
+        "  `fvd plugins explain P02 P03` says more",
     ]
 
 
@@ -149,7 +157,7 @@ def test_list_remarks(install, capsys):
     assert lines[-3:] == [
         "  ! P07 family 'wan' is provided by acme-wan and bravo-wan: nobody wins",
         "      cure: Write 'acme-wan:wan' or 'bravo-wan:wan', or disable one of them, as in `-p no:acme-wan`.",
-        "  see docs/errors: P07.md, W01.md",
+        "  `fvd plugins explain P07 W01` says more",
     ]
     document = json.loads(output(capsys, "list", "--json"))
     assert [plugin["code"] for plugin in document["plugins"]] == [None, "W01", None]
@@ -166,7 +174,7 @@ def test_a_stale_installation_is_a_remark(install, capsys, tmp_path):
         "  ! W02 acme-ltx: its source declares `ltx2 = t_ltx2`, which is not installed; `ltx = t_ltx` is installed, and its "
         "source no longer declares it",
         f"      cure: python -m pip install --no-deps -e '{source}'",
-        "  see docs/errors: W02.md",
+        "  `fvd plugins explain W02` says more",
     ]
     assert f"  installed from editable {source}" in output(capsys, "show", "ltx").splitlines()
 
@@ -246,6 +254,9 @@ def test_show_a_component(install, capsys):
     install("other-ltx", entry_points={"o": "t_o"}, modules={"t_o": MODEL.format(name="easy")})
     shown = [plugin["name"] for plugin in json.loads(output(capsys, "show", "easy", "--json"))["plugins"]]
     assert shown == ["algo", "o"]  # a method and a family
+    for word, owner in (("method:easy", "algo"), ("family:easy", "o"), ("family:other-ltx:easy", "o"), ("family:toy", "toy")):
+        (plugin,) = json.loads(output(capsys, "show", word, "--json"))["plugins"]
+        assert (plugin["name"], [one["name"] for one in plugin["components"]]) == (owner, [word.rpartition(":")[2]])
 
 
 def test_show_a_broken_plugin(install, capsys):
@@ -254,8 +265,17 @@ def test_show_a_broken_plugin(install, capsys):
         "hunyuan (x-broken 0.2)  broken   entry point t_hun",
         "  installed from index",
         "  P03 import failed: missing dependency 'flash_attn_nowhere' (t_hun, line 1)",
-        "  cure: python -m pip install x-broken   (brings the dependencies that it declares)",
+        f"  cure: {NOT_DECLARED}",
     ]
+
+
+def test_show_a_plugin_of_a_distribution_whose_metadata_is_gone(install, capsys, tmp_path):
+    install("x-damaged", entry_points={"damaged": "t_damaged"}, modules={"t_damaged": ""})
+    (tmp_path / "x_damaged-1.0.dist-info/METADATA").unlink()
+    lines = output(capsys, "show", "damaged").splitlines()
+    assert lines[:2] == ["damaged (unknown unknown)  broken   entry point t_damaged", "  installed from an unknown place"]
+    (plugin,) = json.loads(output(capsys, "show", "damaged", "--json"))["plugins"]
+    assert plugin["source"]["kind"] == "unknown"
 
 
 def test_show_what_is_not_there(install, capsys):
@@ -264,6 +284,13 @@ def test_show_what_is_not_there(install, capsys):
     assert capsys.readouterr().err == "fvd: fvd-wan is not installed\npython -m pip install fvd-wan\n"
     assert main(["plugins", "show", "acme-ltxx"]) == 1
     assert "did you mean 'acme-ltx'" in capsys.readouterr().err
+    for word in ("family:easy", "method:ltx", "sampler:nosuch"):
+        assert main(["plugins", "show", word]) == 1
+    capsys.readouterr()
+    assert main(["plugins", "show", "nosuch"]) == 1
+    _, plugins, components = capsys.readouterr().err.splitlines()
+    assert plugins == "Plugins: algo, ltx, core, hunyuan, old."
+    assert components.startswith("Components: dataset_kind:parquet, family:ltx, method:easy, method:hard, sampler:ode")
 
 
 def test_matrix(install, capsys):
@@ -324,23 +351,74 @@ def test_doctor_loads_everything_and_blames_the_right_plugin(install, capsys):
     assert {plugin["state"] for plugin in found["plugins"]} == {"ok", "incompatible", "disabled"}
 
 
+def test_doctor_loads_what_makes_a_tiny_model(install, capsys):
+    family = MODEL.format(name="ltx").replace("name=", "tiny='m.tiny:write', name=")
+    config = "import fvd\nclass F: pass\nclass C(fvd.PipelineConfig): pass"
+    install(
+        "acme-ltx", entry_points={"ltx": "t_ltx"}, modules={"t_ltx": family, "m.f": config, "m.tiny": "def rite(folder): pass"}
+    )
+    status, found = diagnose(capsys)
+    problem = found["problems"][-1]
+    assert (status, problem["code"], problem["plugin"]) == (1, "P09", "ltx (acme-ltx 1.0)")
+    assert "the tiny model of family 'ltx'" in problem["message"]
+    assert "the module has no 'write' (did you mean 'rite'?)" in problem["message"]
+    assert "[P09]" not in problem["message"]
+
+
+def test_doctor_gives_every_finding_a_code(install, capsys, tmp_path):
+    command = "import fvd\n\n@fvd.hookimpl\ndef fvd_commands():\n    return [fvd.CommandSpec(name='run', target='m.c:run')]"
+    install("acme-run", entry_points={"run": "t_run"}, modules={"t_run": command, "m.c": "def run(parser): ..."})
+    install("acme-run", "0.9")
+    found = diagnose(capsys)[1]
+    coded = {(warning["code"], warning["message"].partition(":")[0]) for warning in found["warnings"]}
+    assert coded >= {
+        ("W03", "acme-run is installed more than once"),
+        ("W05", "its distribution does not require fvd-core"),
+        ("W06", "command 'run' is not reachable"),
+    }
+    assert all(finding["code"] for finding in [*found["warnings"], *found["problems"]])
+
+
+def test_doctor_blames_torch_once(install, capsys, monkeypatch, tmp_path):
+    install("x-torch", modules={"torch": "raise OSError('libcudart.so: cannot open shared object file')"})
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    status, found = diagnose(capsys)
+    assert status == 1
+    (problem,) = found["problems"]
+    assert (problem["code"], problem["message"]) == (
+        "W04", "torch cannot be used: OSError: libcudart.so: cannot open shared object file"
+    )  # fmt: skip
+
+
 def test_doctor_for_people(install, capsys):
     install("acme-ltx", entry_points={"ltx": "t_ltx"}, modules={"t_ltx": MODEL.format(name="ltx")}, requires=["fvd-core<1"])
     install("x-off", entry_points={"off": "t_off"}, modules={"t_off": "1 / 0"})
     assert main(["plugins", "doctor", "-p", "no:off"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "  off is off: disabled by -p no:NAME (P10)" in lines
+    assert "  off is off: disabled by -p no:off (P10)" in lines
     blamed = [line for line in lines if line.startswith("  ✗ ")]
     assert [line.partition(": ")[0] for line in blamed] == ["  ✗ P09 ltx (acme-ltx 1.0)"] * 2  # its target and its config
     usable, pages, verdict = lines[-3:]
     assert usable == "2 of 3 plugins usable, 6 components loaded"
-    assert pages == "  see docs/errors: P09.md"
+    assert pages == "  `fvd plugins explain P09` says more"
     assert verdict.startswith("2 problems")
 
 
 def test_doctor_with_core_alone_is_content(install, capsys):
     status, found = diagnose(capsys)
     assert (status, found["problems"]) == (0, [])
+
+
+@pytest.mark.parametrize("content", [bytes(range(256)), b"[console_scripts]\nbad\n"], ids=["bytes", "no ini file"])
+def test_doctor_names_distributions_whose_entry_points_cannot_be_read(install, capsys, tmp_path, content):
+    install("acme-bad", entry_points={"bad": "acme_bad"})
+    install("acme-none")
+    (tmp_path / "acme_bad-1.0.dist-info/entry_points.txt").write_bytes(content)
+    status, found = diagnose(capsys)
+    assert (status, [plugin["name"] for plugin in found["plugins"]]) == (0, ["core"])
+    (warning,) = [warning for warning in found["warnings"] if "acme-" in warning["message"]]
+    assert warning["message"].startswith("the entry points of acme-bad cannot be read (")
+    assert warning["cure"] == "python -m pip install --force-reinstall --no-deps acme-bad"
 
 
 def test_doctor_finds_a_stale_distribution_without_plugins(install, capsys, tmp_path):
@@ -353,7 +431,7 @@ def test_doctor_finds_a_stale_distribution_without_plugins(install, capsys, tmp_
         install("irrelevant", version)
     status, found = diagnose(capsys)
     assert status == 0
-    assert [warning["plugin"] for warning in found["warnings"] if warning["code"]] == ["acme-later"]
+    assert [warning["plugin"] for warning in found["warnings"] if warning["code"] == "W02"] == ["acme-later"]
     twice = [warning["message"] for warning in found["warnings"] if "installed more than once" in warning["message"]]
     assert [message.split()[0] for message in twice] == ["twice"]
 
@@ -386,6 +464,11 @@ def test_deps_prefers_what_the_file_requires(install, capsys, tmp_path):
     assert deps(capsys, tmp_path, text) == (0, ["acme-tracker==3", "fvd-finetune", "fvd_wan>=0.1,<0.2"], "")
 
 
+def test_deps_keeps_every_requirement_of_one_distribution(install, capsys, tmp_path):
+    text = "recipe: {family: wan}\nplugins: {require: ['fvd-wan>=0.1', 'fvd_wan<0.3']}"
+    assert deps(capsys, tmp_path, text) == (0, ["fvd-wan>=0.1", "fvd_wan<0.3"], "")
+
+
 def test_deps_of_installed_plugins(install, capsys, tmp_path):
     install_some(install)
     text = "recipe: {family: ltx, method: 'acme_algo:hard'}\nroles: {student: {family: 'acme-wan:wan'}}"
@@ -416,9 +499,30 @@ def test_deps_of_a_pipeline_config_elsewhere(install, capsys, tmp_path):
     assert deps(capsys, tmp_path, text) == (0, ["acme-heun", "fvd-wan"], "")
 
 
+def test_deps_of_a_component_of_a_file(install, capsys, tmp_path):
+    """Nothing can be installed for it, and that is said."""
+    path = tmp_path / "a_local_needed.py"
+    path.write_text(textwrap.dedent(ALGORITHM))
+    (tmp_path / "run.yaml").write_text("recipe: {family: wan, method: easy}")
+    assert main(["plugins", "deps", str(tmp_path / "run.yaml"), "--plugin", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "fvd-wan\n"
+    assert captured.err == f"fvd: method 'easy' comes from a file, which is needed itself: --plugin {path}\n"
+
+
 def test_deps_of_what_is_no_run_file(install, capsys, tmp_path):
     assert deps(capsys, tmp_path, "recipe: {family: [")[:2] == (1, [])
     assert deps(capsys, tmp_path, "- wan")[:2] == (1, [])
+    for text, complaint in (
+        ('"""A method."""\n\nimport fvd\n', "not valid YAML"),
+        ("import fvd\n", "must be a mapping"),
+        ("steps: int = 1\n", "is no run file: it has none of its sections"),
+        ("# nothing yet\n", "is no run file: it is empty"),
+    ):
+        status, lines, said = deps(capsys, tmp_path, text)
+        assert (status, lines) == (1, [])
+        assert complaint in said
+        assert said.splitlines()[-1].startswith("`fvd plugins deps` takes a run file")
     assert main(["plugins", "deps", str(tmp_path / "runn.yaml")]) == 1
     assert "did you mean 'run.yaml'" in capsys.readouterr().err
 
@@ -439,6 +543,7 @@ SAMPLER = """
         ["plugins", "show", "toy"],
         ["plugins", "example", "toy"],
         ["plugins", "deps", "{folder}/run.yaml"],
+        ["plugins", "explain", "P03"],
         ["plugins", "new", "fvd-lightest", "--kind", "family", "--into", "{folder}"],
         ["schema"],
     ],

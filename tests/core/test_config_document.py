@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import pytest
@@ -50,3 +51,21 @@ def test_yaml_on_one_line_reads_back(value):
     text = yaml_text(value)
     assert "\n" not in text
     assert yaml.safe_load(f"key: {text}  # a remark") == {"key": value}
+
+
+def raise_error() -> int:
+    raise RuntimeError("no GPU")
+
+
+class Odd(StrictModel):
+    good: int = 1
+    function: Callable[[], int] = raise_error
+    made: int = Field(default_factory=raise_error)
+
+
+def test_a_default_that_cannot_be_shown_is_a_problem_of_its_key():
+    good, function, made = keys_of(Odd)
+    assert str(good) == "good: int = 1"
+    assert "P09" in str(function)
+    assert "RuntimeError: no GPU" in str(made)
+    assert made.as_dict()["default"] is None

@@ -65,6 +65,15 @@ def test_a_good_file_parses(tmp_path):
     assert config.method_config.timestep_density == "uniform"
 
 
+@pytest.mark.parametrize("text", ["", "\n", "# recipe:\n", "{}", "---\n"])
+def test_an_empty_file_is_told_to_be_empty(tmp_path, text):
+    loaded = load(tmp_path, text)
+    (problem,) = loaded.errors
+    assert problem.message == "the file is empty: no `key: value` line is in it"
+    assert "fvd plugins example" in problem.cure
+    assert loaded.config is None
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key", "line", "hint"),
     [

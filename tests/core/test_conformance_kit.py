@@ -82,7 +82,7 @@ def test_a_plugin_and_one_component(install):
     assert whole.ok
     assert (whole.plugin, whole.distribution, whole.version) == ("loops", "acme-loop", "0.2")
     assert {result.component for result in whole.results} == {"plugin", "sampler:loop", "sampler:second"}
-    for name in ("second", "acme-loop:second", "loops:second"):
+    for name in ("second", "acme-loop:second", "loops:second", "sampler:second"):
         one = run(load_for_check(name), name, only=["S01", "B301"])
         assert statuses(one) == {"plugin S01": "passed", "sampler:second B301": "passed"}
     assert run(load_for_check("Acme_Loop"), "Acme_Loop", only=["S01"]).plugin == "loops"
@@ -149,7 +149,9 @@ def test_an_allow_list_without_the_toys(install, monkeypatch, capsys):
     install()
     monkeypatch.setenv("FVD_PLUGINS", "acme-loop")
     assert main(["plugins", "check", "loop"]) == 1
-    assert "missing: toy (disabled: not among FVD_PLUGINS), toy_noise (disabled" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "missing: toy (disabled: not among FVD_PLUGINS), toy_noise (disabled" in said
+    assert "To have it, add it to FVD_PLUGINS." in said
     monkeypatch.setenv("FVD_PLUGINS", "acme-loop,toy,toy_noise")
     assert main(["plugins", "check", "loop", "-k", "S01"]) == 0
 
@@ -253,6 +255,34 @@ def test_checks_cannot_be_overridden_or_deleted(replacement):
     mine = type("TestMine", (FamilyConformance,), {"family": "toy", "test_of_my_own": replacement})
     with pytest.raises(TypeError, match="cannot be overridden"):
         type("TestLater", (mine,), {"test_S01_metadata": replacement})
+
+
+def test_a_mixin_cannot_replace_a_check():
+    name = "test_B301_makes_finite_latents_of_the_shape_of_its_noise"
+    mixin = type("Mixin", (), {name: lambda self: None})
+    with pytest.raises(TypeError, match=rf"TestMine\.{name}: checks of the kit cannot be overridden"):
+        type("TestMine", (mixin, SamplerConformance), {"sampler": "ode"})
+    with pytest.raises(TypeError, match="test_B301_my_own"):
+        type("TestMine", (type("Mixin", (), {"test_B301_my_own": None}), SamplerConformance), {"sampler": "ode"})
+    type("TestMine", (SamplerConformance, mixin), {"sampler": "ode"})  # after the base it replaces nothing
+
+
+def test_a_check_that_is_gone_is_missed(monkeypatch):
+    """Deleted from the base, or set on the class, before the class is made or after it."""
+    gone, stays = (
+        "test_B301_makes_finite_latents_of_the_shape_of_its_noise",
+        "test_B302_the_same_generators_give_the_same_latents",
+    )
+    before = type("TestBefore", (SamplerConformance,), {"sampler": "ode"})
+    other = type("TestOther", (SamplerConformance,), {"sampler": "ode"})
+    setattr(other, gone, lambda self: None)
+    with pytest.raises(TypeError, match=rf"TestOther\.{gone}: checks of the kit cannot be"):
+        vars(SamplerConformance)[stays](other())
+    monkeypatch.delattr(SamplerConformance, gone)
+    with pytest.raises(TypeError, match=rf"TestMine\.{gone}: checks of the kit cannot be overridden or removed"):
+        type("TestMine", (SamplerConformance,), {"sampler": "ode"})
+    with pytest.raises(TypeError, match=rf"TestBefore\.{gone}: checks of the kit cannot be"):
+        vars(SamplerConformance)[stays](before())
 
 
 def test_the_class_says_what_it_is_about():

@@ -6,7 +6,16 @@ import dataclasses
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 import fvd
 from fvd.diffusion import DiffusionSchedule
@@ -166,6 +175,33 @@ def test_the_shift_is_monotone_composes_and_stays_in_the_table():
     torch.testing.assert_close(schedule.shift(schedule.shift(inside, 3.0), 1 / 3), inside, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("settings", [{}, {"beta_schedule": "scaled_linear"}, {"rescale_betas_zero_snr": True}])
+@pytest.mark.parametrize("shift", [0.5, 3.0, 10.0])
+def test_the_shift_maps_the_table_onto_itself(shift, settings):
+    """The ends stay, nothing is jumped over, and 1 / shift leads back, also where the law leaves the table."""
+    schedule = DiffusionSchedule(table(**settings), "v")
+    ends = torch.tensor([0.0, 999.0])
+    assert torch.equal(schedule.shift(ends, shift), ends)
+    assert torch.equal(schedule.shift(torch.tensor([-3.0, 1000.0]), shift), ends)
+    t = torch.cat([torch.linspace(0, 1, 10_001), torch.linspace(1, 998, 100_001)[1:], torch.linspace(998, 999, 10_001)[1:]])
+    shifted = schedule.shift(t, shift)
+    assert (shifted.diff() >= 0).all()
+    assert shifted.diff().max() < 0.3
+    inside = t[(t > 1) & (shifted < 998)]  # float32 has no more digits where the end is compressed
+    torch.testing.assert_close(schedule.shift(schedule.shift(inside, shift), 1 / shift), inside, atol=2e-2, rtol=0)
+
+
+def test_a_table_of_two_entries_is_shifted_too():
+    schedule = DiffusionSchedule(torch.tensor([0.9, 0.2]), "v")
+    t = torch.tensor([0.0, 0.5, 1.0])
+    torch.testing.assert_close(schedule.shift(t, 2.0), torch.tensor([0.0, 0.8, 1.0]))
+
+
+def test_no_family_is_shifted_unasked():
+    """A network made without a shift would be trained on other noise levels than it was made with."""
+    assert fvd.PipelineConfig().flow_shift == 1.0
+
+
 def test_the_adapter_uses_its_flow_shift():
     schedule = DiffusionSchedule(table(), "noise")
     t = torch.tensor([0.0, 200.0, 900.0, 5000.0])
@@ -214,6 +250,33 @@ def test_a_table_that_is_no_schedule_is_refused(values):
 def test_an_unknown_prediction_type_lists_the_known():
     with pytest.raises(ModelError, match=r"'epsilon'.*\n.*noise, v, x0"):
         DiffusionSchedule(table(), "epsilon")
+
+
+@pytest.mark.parametrize(
+    "theirs", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, CogVideoXDDIMScheduler]
+)
+def test_schedules_of_solvers_that_take_x_t_as_it_is(theirs):
+    scheduler = theirs()
+    schedule = DiffusionSchedule.of(scheduler)
+    torch.testing.assert_close(schedule.alphas_cumprod, scheduler.alphas_cumprod.double())
+    assert schedule.prediction_type == "noise"
+    assert scheduler.num_inference_steps is None  # as it was
+
+
+@pytest.mark.parametrize("theirs", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler])
+def test_solvers_whose_x_t_is_in_other_units_are_refused(theirs):
+    """They divide x_t by α, and start from noise of size σ/α."""
+    with pytest.raises(ModelError, match=rf"{theirs.__name__} has x_t in other units.*\n.*DDIMScheduler"):
+        DiffusionSchedule.of(theirs())
+
+
+def test_a_solver_that_changes_what_the_network_sees_is_refused():
+    class Halves(DDIMScheduler):
+        def scale_model_input(self, sample, timestep=None):
+            return sample / 2
+
+    with pytest.raises(ModelError, match="Halves has x_t in other units"):
+        DiffusionSchedule.of(Halves())
 
 
 def test_gradients_reach_the_network():

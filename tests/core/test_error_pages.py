@@ -1,4 +1,4 @@
-"""docs/errors is true: every code has a page, and what a page shows is what the program says.
+"""The pages of `fvd plugins explain` are true: every code has a page, and what a page shows is what the program says.
 
     FVD_WRITE_DOCS=1 pytest tests/core/test_error_pages.py
 
@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +28,16 @@ from fvd.plugins.lock import make_lock
 from fvd.rundir import with_absolute_paths
 from fvd.testing import fake_dist, installed_in
 
-PAGES = Path(__file__).parents[2] / "docs/errors"
+INDEX = Path(__file__).parents[2] / "docs/errors/README.md"
 SOURCES = Path(__file__).parents[2] / "core/src/fvd"
+PAGES = SOURCES / "plugins/pages"
 TRANSCRIPT = re.compile(r"(<!-- transcript: (.+?) -->\n\n```console\n)(.*?)(```\n)", re.DOTALL)
 
 LIST = "fvd plugins list"
 CHECK = "fvd check run.yaml"
+DOCTOR = "fvd plugins doctor"
+MACHINE = "fvd-core 0.1.0  ·  Python 3.12.3 (/home/you/venv/bin/python)  ·  Linux\n  torch 2.13.0  …\n  CUDA devices: none\n"
+"""What `doctor` says of the machine, in transcripts."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,26 @@ def stale(install: Callable[..., object]) -> None:
     (folder / "acme_ltx-0.3.0.dist-info/direct_url.json").write_text(json.dumps(document), encoding="utf-8")
 
 
+def twice(install: Callable[..., object]) -> None:
+    ltx("", requires=["fvd-core>=0.1,<1"])(install)
+    folder = fake_dist(Path("../older").resolve(), "acme-ltx", "0.2.0")
+    sys.path.append(str(folder))
+
+
+def broken_torch(install: Callable[..., object]) -> None:
+    sys.modules.pop("torch", None)
+    source = "raise OSError('libcudart.so.13: cannot open shared object file: No such file or directory')"
+    install("x-torch", modules={"torch": source})
+
+
 def local_file(name: str, source: str) -> Callable[..., object]:
     return run_file(lambda install: Path(name).write_text(source, encoding="utf-8"))
+
+
+def two_files(install: Callable[..., object]) -> None:
+    local_file("my_method.py", METHOD)(install)
+    Path("older").mkdir()
+    Path("older/my_method.py").write_text(METHOD, encoding="utf-8")
 
 
 def another_version_than_locked(install: Callable[..., object]) -> None:
@@ -163,7 +186,8 @@ CASES = [
     Case("P01", "damaged metadata", without_metadata),
     Case("P01", "no such file", run_file(), (CHECK + " --plugin my_methd.py",)),
     Case("P02", "another core", ltx("", requires=["fvd-core>=99,<100"])),
-    Case("P03", "missing dependency", ltx("import ltx_kernels\n")),
+    Case("P03", "missing dependency", ltx("import ltx_kernels\n", requires=["ltx-kernels>=2"])),
+    Case("P03", "undeclared dependency", ltx("import ltx_kernels\n")),
     Case("P03", "incomplete installation", ltx("import acme_ltx.tables\n")),
     Case("P03", "mistake", ltx("SIZES = {}\nSMALL = SIZES['small']\n")),
     Case("P03", "ends the program", ltx("import sys\n\nsys.exit('no GPU here')\n")),
@@ -172,6 +196,7 @@ CASES = [
     Case("P04", "keyword-only argument", ltx(HOOK + "def fvd_step_end(*, run, step):\n    pass\n")),
     Case("P04", "collected arguments", ltx(HOOK + "def fvd_run_start(**kw):\n    pass\n")),
     Case("P04", "no marker", ltx("def fvd_families():\n    return []\n")),
+    Case("P04", "no hook", local_file("my_method.py", "def train():\n    pass\n"), (CHECK + PLUGIN_OPTION,)),
     Case("P05", "wrong type", ltx(HOOK + "def fvd_families():\n    return 'ltx'\n")),
     Case("P05", "nothing returned", ltx(HOOK + "def fvd_families():\n    pass\n")),
     Case("P05", "bad value", ltx(family("ltx", "acme_ltx", provides='{"predikt"}'))),
@@ -179,6 +204,7 @@ CASES = [
     Case("P06", "plugin name", two_of_one_plugin_name),
     Case("P06", "module", two_of_one_module),
     Case("P06", "local file", local_file("random.py", ""), (CHECK + " --plugin random.py",)),
+    Case("P06", "two local files", two_files, (CHECK + " --plugin my_method.py --plugin older/my_method.py",)),
     Case("P07", "component name", run_file(two_of_one_family, regress), (LIST, CHECK)),
     Case("P08", "misspelt", run_file(ltx(GOOD), regress, ltx="lxt"), (CHECK,)),
     Case("P08", "not installed", run_file(regress, ltx="wan"), (CHECK,)),
@@ -208,6 +234,10 @@ CASES = [
     Case("P12", "no lock", run_file(ltx(GOOD), regress), ("fvd run run.yaml --locked",)),
     Case("W01", "heavy import", heavy),
     Case("W02", "stale editable", stale),
+    Case("W03", "two installations", twice, (DOCTOR,)),
+    Case("W04", "broken torch", broken_torch, (DOCTOR,)),
+    Case("W05", "no upper bound", ltx("", requires=["fvd-core>=0.1"]), (DOCTOR,)),
+    Case("W06", "command of core", ltx(COMMAND.replace("ltx", "run", 1))),
 ]
 
 
@@ -215,6 +245,9 @@ CASES = [
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
     """Core alone, and an empty current folder; ``environment(arrange)`` installs, gives the folder."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if "torch" in sys.modules:
+        monkeypatch.setitem(sys.modules, "torch", sys.modules["torch"])  # puts it back
     for variable in [name for name in os.environ if name.startswith("FVD_") and name != "FVD_WRITE_DOCS"]:
         monkeypatch.delenv(variable)
     site, work = tmp_path / "site", tmp_path / "work"
@@ -241,6 +274,7 @@ def run(command: str, capsys, monkeypatch, tmp_path) -> tuple[int, str]:
     captured = capsys.readouterr()
     text = (captured.out + captured.err).replace(str(tmp_path), "/home/you")
     text = re.sub(r"\(/\S+/(random\.py)\)", r"(/usr/lib/python3/\1)", text)
+    text = re.sub(r"\Afvd-core .*  ·  Python .*\n  torch .*\n  CUDA .*\n", MACHINE, text).replace(sys.executable, "python")
     return status, re.sub(r"\(\d+ ms\)", "(2140 ms)", text)
 
 
@@ -252,7 +286,8 @@ def test_the_transcript(case, environment, capsys, monkeypatch, tmp_path):
     assert case.code in text
     assert "Traceback" not in text
     # A bad plugin fails no listing; a run file that needs it does not pass.
-    assert [status for command, status, _ in seen if command.startswith("fvd plugins")] == [0] * text.count("$ fvd plugins")
+    listings = [status for command, status, _ in seen if command.startswith("fvd plugins")]
+    assert listings == [int(case.code == "W04")] * text.count("$ fvd plugins")
     assert all(status == 1 for command, status, _ in seen if not command.startswith("fvd plugins"))
     page = PAGES / f"{case.code}.md"
     if os.environ.get("FVD_WRITE_DOCS"):
@@ -266,18 +301,19 @@ def with_transcript(page: str, name: str, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if {LIST, CHECK} & set(case.commands)], ids=lambda case: f"{case.code} {case.name}"
+    "case", [case for case in CASES if {LIST, CHECK, DOCTOR} & set(case.commands)], ids=lambda case: f"{case.code} {case.name}"
 )
 def test_text_and_json_say_the_same(case, environment, capsys, monkeypatch, tmp_path):
     environment(case.arrange)
-    (command,) = [command for command in case.commands if command in (LIST, CHECK)][:1]
+    (command,) = [command for command in case.commands if command in (LIST, CHECK, DOCTOR)][:1]
     text = run(command, capsys, monkeypatch, tmp_path)[1]
     document = json.loads(run(command + " --json", capsys, monkeypatch, tmp_path)[1])
     if command == CHECK:
         coded = [problem for problem in document["problems"] if f"[{case.code}]" in problem["message"]]
         parts = [(problem["message"], problem["cure"]) for problem in coded]
     else:
-        found = document["plugins"] + [remark | {"reason": remark["message"]} for remark in document["remarks"]]
+        remarks = [remark for name in ("remarks", "problems", "warnings") for remark in document.get(name, ())]
+        found = document["plugins"] + [remark | {"reason": remark["message"]} for remark in remarks]
         parts = [(entry["reason"], entry["cure"]) for entry in found if entry["code"] == case.code]
         assert text.count(case.code) >= len(parts)
     assert parts
@@ -304,7 +340,7 @@ def test_every_transcript_of_a_page_is_a_case():
 
 
 def test_pages_have_one_form_and_the_index_lists_them():
-    index = (PAGES / "README.md").read_text(encoding="utf-8")
+    index = INDEX.read_text(encoding="utf-8")
     for code, page in pages().items():
         title = page.splitlines()[0]
         assert title.startswith(f"# {code}: ")
@@ -314,4 +350,30 @@ def test_pages_have_one_form_and_the_index_lists_them():
             "What to do as a user",
             "What to do as the plugin's author",
         ]
-        assert f"| [{code}]({code}.md) |" in index
+        assert f"| [{code}](../../core/src/fvd/plugins/pages/{code}.md) |" in index
+
+
+def test_explain_prints_pages_for_a_terminal(capsys):
+    assert main(["plugins", "explain", "p06", "W01"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("# P06: two plugins claim one name\n\nState of the plugin: `conflict`")
+    assert "\n\n# W01: " in out
+    assert "may coincide (P07)" in out
+    assert not re.search(r"<!--|\]\(", out)
+    body = re.sub(r"<!-- .*? -->\n\n", "", pages()["W02"])
+    assert main(["plugins", "explain", "W02"]) == 0
+    assert capsys.readouterr().out == body  # it has no links
+
+
+def test_explain_lists_the_codes(capsys):
+    assert main(["plugins", "explain"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(pages())
+    assert lines[2] == "  P03  the plugin's module cannot be imported"
+    assert main(["plugins", "explain", "P99", "P03"]) == 1
+    assert capsys.readouterr().err.splitlines() == ["fvd: there is no code P99", "Codes:", *lines]
+
+
+def test_show_points_to_explain(capsys):
+    assert main(["plugins", "show", "p03"]) == 1
+    assert capsys.readouterr().err == "fvd: p03 is a code, not a plugin\n`fvd plugins explain P03` says what it means.\n"

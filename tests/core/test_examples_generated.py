@@ -94,6 +94,16 @@ def test_every_key_of_core_says_what_it_is(model):
     assert [key.name for key in keys_of(model) if not key.description] == []
 
 
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_who_says_the_learning_rate(family, method, tmp_path):
+    """The toys, whose networks learn at 5e-3 and at no video model's rate; of every other family the method."""
+    plugins = everything()
+    config = checked(tmp_path, example_run_file(plugins, family, method))
+    default = TrainingConfig.model_fields["learning_rate"].default
+    said = plugins.spec("method", method).example.training.get("learning_rate", default)
+    assert config.training.learning_rate == (5e-3 if family.startswith("toy") else said)
+
+
 # --- made for the test -----------------------------------------------------------------------------------------------
 LIGHT = """
     import fvd
@@ -110,7 +120,8 @@ LIGHT = """
     @fvd.hookimpl
     def fvd_methods():
         roles = {"pupil": fvd.RoleNeeds(trainable=True, needs={"predict"}), "master": fvd.RoleNeeds(trainable=False)}
-        example = fvd.Example(training={"learning_rate": 0.2}, pipeline_config={"solver": "fast", "shape": 3})
+        training = {"learning_rate": 0.2, "lr_scheduler": "linear"}
+        example = fvd.Example(training=training, pipeline_config={"solver": "fast", "shape": 3})
         return [fvd.MethodSpec(name="school", target="m.c:F", config="m.c:M", roles=roles, example=example)]
 """
 CONFIGS = '''
@@ -159,7 +170,8 @@ def test_what_descriptors_say_and_who_counts_more(installed):
         "output_dir": "outputs/ltx-school",
         "max_train_steps": 1000,
         "data_path": "data/ltx",
-        "learning_rate": 0.2,  # the method's
+        "learning_rate": 0.1,  # the family's: it knows what its networks need
+        "lr_scheduler": "linear",  # the method's
         "betas": [0.5, 0.9],
     }
     assert document["pipeline_config"] == {"solver": "fast"}  # `shape` is no key of this family
@@ -182,7 +194,18 @@ def test_names_on_the_command_line(installed, capsys):
         assert yaml.safe_load(printed(capsys, *argv))["recipe"] == {"family": "ltx", "method": "school"}
     assert yaml.safe_load(printed(capsys, "school", "--family", "toy"))["recipe"]["family"] == "toy"
     assert yaml.safe_load(printed(capsys, "ltx", "--method", "toy"))["recipe"]["method"] == "toy"
+    for argv in (["toy_noise", "--method", "school"], ["school", "--family", "toy_noise"]):
+        assert yaml.safe_load(printed(capsys, *argv))["recipe"] == {"family": "toy_noise", "method": "school"}
+    assert yaml.safe_load(printed(capsys, "toy_noise"))["recipe"] == {"family": "toy_noise", "method": "school"}
     assert yaml.safe_load(printed(capsys, "toy", "--family", "ltx"))["recipe"] == {"family": "ltx", "method": "toy"}
+
+
+def test_a_name_with_its_kind_as_the_listing_has_it(installed, capsys):
+    for argv in (["method:school"], ["family:ltx"], ["acme:school"], ["method:acme:school"]):
+        assert yaml.safe_load(printed(capsys, *argv))["recipe"]["method"].endswith("school")
+    for word in ("sampler:ode", "bravo:ltx", "method:ltx"):
+        assert main(["plugins", "example", word]) == 1
+        assert f"there is no family or method '{word}'" in capsys.readouterr().err
 
 
 def test_a_method_without_family_gets_the_toy(installed, capsys):

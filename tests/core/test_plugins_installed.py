@@ -85,14 +85,21 @@ def test_what_the_source_declares_against_what_is_installed(install, source, tmp
         "not toml at all [",
         "[tool.poetry]\nname = 'acme-ltx'",
         "[project]\nname = 'acme-ltx'\ndynamic = ['entry-points']",
+        "project = 3",
+        "[project]\ndynamic = 3\nentry-points = ['a']",
+        "[project]\nentry-points = 'fvd.plugins'",
+        "[project.entry-points]\n'fvd.plugins' = 'x'",
+        "[project.entry-points]\n'fvd.plugins' = {ltx = 'acme_ltx.plugin'}\n'fvd.plugins.on_request' = ['y']",
+        b"\xff\xfe",
     ],
 )
 def test_a_source_that_says_nothing_is_no_finding(install, source, tmp_path, pyproject):
     install("acme-ltx", entry_points={"ltx": "acme_ltx.plugin"}, modules={"acme_ltx.plugin": ""})
     if pyproject is not None:
-        (source / "pyproject.toml").write_text(pyproject)
+        (source / "pyproject.toml").write_bytes(pyproject if isinstance(pyproject, bytes) else pyproject.encode())
     make_editable(tmp_path / "site", source)
     assert stale_entry_points(distribution("acme-ltx")) is None
+    assert stale_plugins(load_plugins()) == []
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,7 @@ def test_a_source_that_says_nothing_is_no_finding(install, source, tmp_path, pyp
         {"dir_info": {"editable": False}},
         {"dir_info": None},
         {"url": 3},
+        {"url": "http://[bad"},
         {"vcs_info": {"commit_id": "abc"}, "dir_info": None},
     ],
 )
@@ -130,7 +138,7 @@ def test_damaged_metadata_and_local_files_are_no_findings(install, tmp_path):
     (tmp_path / "site/x_damaged-1.0.dist-info/METADATA").unlink()
     (tmp_path / "site/x_damaged-1.0.dist-info/direct_url.json").write_text("{")
     file = tmp_path / "a_local_for_w02.py"
-    file.write_text("")
+    file.write_text("import fvd\n@fvd.hookimpl\ndef fvd_samplers(): return []")
     assert [stale for stale in stale_plugins(load_plugins(files=[str(file)])) if stale.distribution != "fvd-core"] == []
     assert "x-damaged" not in [found.distribution for found in shadowed_distributions()]
 

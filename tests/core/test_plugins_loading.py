@@ -7,6 +7,7 @@ import re
 import sys
 from functools import partial
 from importlib import import_module
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +17,7 @@ from fvd.plugins import PluginRecord, Plugins, load_plugins
 from fvd.plugins.discovery import Candidate, Unusable, check_core_version
 from fvd.plugins.hooks import HOOK_RETURNS
 from fvd.plugins.registry import KINDS
+from fvd.plugins.weight import heavy_among
 from fvd.testing import fake_dist, installed_in
 
 GOOD = """
@@ -179,6 +181,25 @@ def test_a_broken_plugin_says_why_and_breaks_nothing_else(install, name):
     assert plugins.spec("sampler", "good_loop").name == "good_loop"
 
 
+@pytest.mark.parametrize(
+    ("requires", "missing", "declared"),
+    [
+        (["Nowhere.Kernels>=2"], "nowhere_kernels.ops", True),
+        (["x-needs-more"], "nowhere_kernels", False),
+        (["nowhere-kernels; extra == 'fast'"], "nowhere_kernels", False),  # `pip install x-needs` does not bring it
+        (["x-more[fast]"], "nowhere_kernels", True),
+        ([], "nowhere_kernels", False),
+    ],
+)
+def test_installing_again_is_a_cure_for_what_is_declared(install, requires, missing, declared):
+    install("x-more", requires=["nowhere-kernels>=1; extra == 'fast'"])
+    install("x-needs", entry_points={"needs": "x_needs"}, modules={"x_needs": f"import {missing}"}, requires=requires)
+    cure = record_of(load_plugins(), "needs").cure
+    assert ("pip install x-needs " in cure) == declared
+    if not declared:
+        assert cure.startswith("Install what provides the module 'nowhere_kernels', and tell the authors of x-needs")
+
+
 def test_a_broken_plugin_takes_no_part_in_notifications(install):
     source = "import fvd\n@fvd.hookimpl\ndef fvd_samplers(): return 3\n@fvd.hookimpl\ndef fvd_run_start(run): run.append('x')"
     install("x-half", entry_points={"half": "x_half"}, modules={"x_half": source})
@@ -324,6 +345,8 @@ HEAVY = {
     "itself": {"x_heavy.plugin": "import jax"},
     "a part of it": {"x_heavy.plugin": "import jax.parts"},
     "a class": {"x_heavy.plugin": "from jax import Array"},
+    "a function": {"x_heavy.plugin": "from jax import jit"},
+    "an object": {"x_heavy.plugin": "from jax import devices"},
     "through its package": {"x_heavy.plugin": "", "x_heavy": "import jax"},
     "through a module of its own": {"x_heavy.plugin": "from x_heavy import family", "x_heavy.family": "from jax import Array"},
     "through a base class": {
@@ -332,7 +355,7 @@ HEAVY = {
     },
     "in a hook": {"x_heavy.plugin": "import fvd\n@fvd.hookimpl\ndef fvd_samplers():\n    import jax\n    return []"},
 }
-JAX = {"jax": "class Array: pass", "jax.parts": ""}
+JAX = {"jax": "class Array: pass\ndef jit(function): return function\ndevices = Array()", "jax.parts": ""}
 
 
 @pytest.mark.parametrize(
@@ -357,6 +380,28 @@ def test_a_heavy_import_makes_a_plugin_slow(install, how, loaded_before):
         assert record.provides == ("sampler:heavy_loop",)
         assert plugins.spec("sampler", "heavy_loop").name == "heavy_loop"
     assert record_of(load_plugins(), "heavy") == record
+
+
+@pytest.mark.parametrize("source", ["from numpy import array", "from numpy import sin", "from numpy.random import rand"])
+def test_what_is_written_in_c_shows_too(install, source):
+    """A builtin, an object, a bound method; something else has loaded numpy already."""
+    import_module("numpy.random")
+    sampler = good("x_heavy", "heavy_loop").replace("\n    ", "\n")
+    install("x-heavy", entry_points={"heavy": "x_heavy"}, modules={"x_heavy": source + sampler})
+    record = record_of(load_plugins(), "heavy")
+    assert (record.state, record.code) == ("slow", "W01")
+    assert record.reason.startswith("loads numpy on import")
+
+
+def test_looking_for_heavy_modules_asks_for_no_lazy_attribute(monkeypatch):
+    class Lazy:
+        def __getattribute__(self, name: str) -> object:
+            raise AssertionError(f"asked for {name}")
+
+    module = ModuleType("x_lazy")
+    vars(module).update(lazy=Lazy(), lazy_class=type("LazyClass", (Lazy,), {}))
+    monkeypatch.setitem(sys.modules, "x_lazy", module)
+    assert heavy_among({"x_lazy"}) == set()
 
 
 def test_a_light_plugin_is_not_slow_because_another_is(install):

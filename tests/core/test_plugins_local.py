@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,9 @@ SOURCE = """
     class Thing:
         pass
 """.replace("\n    ", "\n")
+
+
+NO_SAMPLER = "import fvd\n@fvd.hookimpl\ndef fvd_samplers(): return []"
 
 
 @pytest.fixture
@@ -75,7 +80,8 @@ def test_its_objects_can_be_sent_to_other_processes(folder):
 def test_modules_beside_it_can_be_imported_and_never_hide_others(folder):
     write(folder, "a_helper_beside", "answer = 42")
     write(folder, "json", "raise RuntimeError('the wrong json')")
-    path = write(folder, "a_local_main", "import json, a_helper_beside\nassert a_helper_beside.answer == 42 and json.dumps")
+    source = f"import json, a_helper_beside\nassert a_helper_beside.answer == 42 and json.dumps\n{NO_SAMPLER}"
+    path = write(folder, "a_local_main", source)
     assert load_plugins(files=[path]).records
 
 
@@ -115,6 +121,8 @@ def test_files_that_are_none_are_told_all_at_once(folder):
         ("import sys; sys.exit(3)", ["SystemExit: 3", "P03"]),
         ("import fvd\n@fvd.hookimpl\ndef fvd_familys(): return []", ["did you mean 'fvd_families'", "P04"]),
         ("import fvd\n@fvd.hookimpl\ndef fvd_families(): return 3", ["got int", "P05"]),
+        ("def train(): pass", ["implements no hook", "P04", "@fvd.hookimpl", "fvd_families", "fvd_methods", "fvd_step_end"]),
+        ("", ["implements no hook"]),
     ],
 )
 def test_a_file_that_fails_is_an_error_because_the_user_asked_for_it(folder, source, words):
@@ -147,14 +155,23 @@ def test_a_plugin_that_is_installed_and_a_file_of_one_name(folder, tmp_path):
     fake_dist(tmp_path / "site", "x-same", entry_points={"a_local_same": "x_same"}, modules={"x_same": ""})
     path = write(folder, "a_local_same")
     error = str(error_of(path))
-    assert "'a_local_same' is claimed by local and x-same" in error
-    assert "P06" in error
+    assert f"'a_local_same' is claimed by {path} and x-same [P06]" in error
+    assert error.endswith(f"Rename {path}, or leave it out.")
     assert load_plugins(files=[path], disable=["x-same"]).load("sampler", "a_local_same_loop")() == "a_local_same"
+
+
+def test_two_files_of_one_name(folder):
+    (folder / "older").mkdir()
+    paths = [write(folder, "a_local_twin"), write(folder / "older", "a_local_twin")]
+    error = str(error_of(*paths))
+    assert f"'a_local_twin' is claimed by {paths[0]} and {paths[1]} [P06]" in error
+    assert f"Rename {paths[0]} or {paths[1]}, or leave one of them out." in error
+    assert "no:local" not in error
 
 
 def test_it_is_switched_off_like_any_plugin(folder):
     path = write(folder, "a_local_off", "1 / 0")
-    for options in ({"disable": ["a_local_off"]}, {"disable": ["local"]}, {"only": []}):
+    for options in ({"disable": ["a_local_off"]}, {"disable": ["local"]}):
         (record,) = [r for r in load_plugins(files=[path], **options).records if r.distribution == "local"]
         assert (record.state, record.code) == ("disabled", "P10")
     assert "a_local_off" not in sys.modules
@@ -203,3 +220,27 @@ def test_a_run_file_uses_a_method_of_a_file_on_a_family_on_request(folder, capsy
     assert "'of_a_file'" in capsys.readouterr().out
     assert main(["run", str(run_file), "--plugin", path]) == 1
     assert "the module has no 'Missing'" in capsys.readouterr().err
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_a_run_opened_without_its_file_says_that_first(folder, capsys, monkeypatch):
+    """Not that a name is unknown, which the file explains; what else is wrong comes after."""
+    monkeypatch.chdir(folder)
+    path = folder / "my_method.py"
+    shutil.copy(EXAMPLES / "my_method.py", path)
+    assert main(["run", str(EXAMPLES / "toy.yaml"), "--plugin", str(path), "--set", "training.max_train_steps=1"]) == 0
+    (run_file,) = folder.rglob("run.yaml")
+    asked = ["sample", str(run_file.parent), "--prompt", "x", "--out", "x.mp4"]
+    capsys.readouterr()
+    assert main(asked) == 1
+    said = f"{run_file}: error: the run was made with the plugin file {path}\n    Add --plugin {path}\n"
+    assert capsys.readouterr().err == f"fvd: {said}"
+    text = run_file.read_text(encoding="utf-8")
+    run_file.write_text(text.replace("family: toy", "family: toyy", 1), encoding="utf-8")
+    assert main(asked) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"fvd: {said}")
+    assert "there is no family 'toyy'" in error
+    assert "there is no method" not in error

@@ -14,10 +14,11 @@ import pytest
 
 import fvd
 from fvd.errors import PluginError
-from fvd.plugins import load_plugins
+from fvd.plugins import PluginRecord, load_plugins
+from fvd.plugins.beside import files_beside
 from fvd.plugins.drift import changed_environment, digest, refuse_drift
 from fvd.plugins.lock import Lock, LockedPlugin, lock_again, make_lock, read_lock
-from fvd.plugins.sources import Source
+from fvd.plugins.sources import Source, hash_files
 from fvd.testing import fake_dist, installed_in, loaded_modules
 
 RUN_FILE = {"recipe": {"family": "wan", "method": "m"}, "training": {"seed": 0, "output_dir": "/out", "data_path": {"/a": 1}}}
@@ -184,12 +185,18 @@ def test_a_wheel_and_the_folder_it_was_built_from_have_one_hash(site):
             '{"vcs_info": {"vcs": "git", "commit_id": "3f2c1d0"}, "url": "ssh://host/loop.git"}',
             Source(kind="vcs", location="ssh://host/loop.git", commit="3f2c1d0"),
         ),
+        ('{"dir_info": {}, "url": "http://[bad"}', Source(kind="unknown")),
+        ('{"dir_info": {"editable": true}, "url": "http://[bad"}', Source(kind="unknown")),
+        (
+            '{"dir_info": {"editable": true}, "url": "file:///nowhere%00/loop"}',
+            Source(kind="editable", location="/nowhere\0/loop"),
+        ),
         (
             '{"dir_info": {"editable": true}, "url": "file:///nowhere/loop"}',
             Source(kind="editable", location="/nowhere/loop"),
         ),
     ],
-    ids=["index", "damaged", "folder", "archive", "vcs", "editable without git"],
+    ids=["index", "damaged", "folder", "archive", "vcs", "no URL", "editable, no URL", "no path", "editable without git"],
 )
 def test_where_a_plugin_comes_from(site, direct_url, source):
     metadata = install(site, "loop")
@@ -238,6 +245,40 @@ def test_a_plugin_that_is_one_file(tmp_path):
     assert entry.source == Source(kind="file", location=str(file))
     content = hashlib.sha256(file.read_bytes()).hexdigest()
     assert entry.sha256 == hashlib.sha256(f"acme_file.py\0{content}\n".encode()).hexdigest()
+
+
+def test_the_hash_of_a_file_covers_what_it_uses_of_its_folder(tmp_path):
+    """Imports, also inside functions and through helpers, and targets; neither strangers nor other files of the folder."""
+    file = tmp_path / "acme_file.py"
+    file.write_text(
+        "import math, os.path, acme_tables\n"
+        "from acme_parts import noise\n"
+        "TARGET = 'acme_late:Method'\n"
+        "def build():\n    import acme_inside\n"
+    )
+    helpers = {
+        "acme_tables.py": "import acme_file",  # a circle
+        "acme_parts/__init__.py": "",
+        "acme_parts/noise.py": "from . import levels\nfrom .deep.sums import add",
+        "acme_parts/levels.py": "",
+        "acme_parts/deep/sums.py": "from ..levels import top",
+        "acme_late.py": "(",  # no Python, and covered all the same
+        "acme_inside.py": "",
+    }
+    others = {"acme_unused.py": "", "acme_parts/unused.py": "", "math.txt": ""}
+    for name, text in {**helpers, **others}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    record = PluginRecord(name="acme_file", distribution="local", version="-", module="acme_file", file=str(file))
+    assert set(files_beside(file)) == {"acme_file.py", *helpers}
+    hashes = [hash_files(record)]
+    for name in helpers:
+        (tmp_path / name).write_text(f"{helpers[name]}\n# edited\n")
+        hashes.append(hash_files(record))
+    assert len(set(hashes)) == 1 + len(helpers)
+    for name in others:
+        (tmp_path / name).write_text("# edited")
+    assert hash_files(record) == hashes[-1]
 
 
 # --- differences -----------------------------------------------------------------------------------------------------

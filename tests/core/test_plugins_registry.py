@@ -255,8 +255,13 @@ def test_notifications_reach_everybody_in_order_and_a_failure_is_logged_once(ins
 
 
 def check_context(plugins, used: str) -> SimpleNamespace:
-    """A run that uses the method ``used`` on the family ``ltx``."""
-    return SimpleNamespace(word="it", method=plugins.spec("method", used), families={"student": plugins.spec("family", "ltx")})
+    """A run that uses the method ``used`` on the family ``ltx``, and the tracker ``diary`` where there is one."""
+    trackers = [name for name in plugins.names("tracker") if name == "diary"]
+    run = SimpleNamespace(
+        training=SimpleNamespace(trackers=trackers, validator=None), pipeline_config=SimpleNamespace(sampler_kind=None)
+    )
+    families = {"student": plugins.spec("family", "ltx")}
+    return SimpleNamespace(word="it", run=run, method=plugins.spec("method", used), families=families)
 
 
 @pytest.mark.parametrize(("used", "severity"), [("b", "error"), ("a", "warning")])
@@ -268,12 +273,105 @@ def test_checks_are_collected_and_a_failing_one_is_a_problem_of_its_plugin(insta
     install_hooks(install, "c")
     plugins = load_plugins()
     found = plugins.check_config(check_context(plugins, used))
-    assert [problem.message for problem in found if "saw" in problem.message] == ["a saw it", "c saw it"]
+    assert [problem.message.partition(" (")[0] for problem in found if "saw" in problem.message] == ["a saw it", "c saw it"]
     (failed,) = [problem for problem in found if "saw" not in problem.message]
     assert isinstance(failed, Problem)
     assert failed.severity == severity
     assert "b (x-b 1.0)" in failed.message
     assert "boom" in failed.message
+
+
+def test_an_error_of_a_plugin_that_the_run_does_not_use_is_a_warning_that_names_it(install):
+    install_family(install, "acme-ltx", "ltx")
+    for name in "ab":
+        install_hooks(install, name)
+    tracker = """
+        import fvd
+
+        @fvd.hookimpl
+        def fvd_trackers(): return [fvd.TrackerSpec(name="diary", target="a:b")]
+
+        @fvd.hookimpl
+        def fvd_check_config(ctx): return [fvd.Problem(message="no diary")]
+    """
+    install("x-diary", entry_points={"notes": "x_diary"}, modules={"x_diary": tracker})
+    plugins = load_plugins()
+    found = [(problem.message, problem.severity) for problem in plugins.check_config(check_context(plugins, "a"))]
+    assert found == [
+        ("a saw it", "error"),
+        ("b saw it (says plugin b (x-b 1.0), which this run does not use)", "warning"),
+        ("no diary", "error"),
+    ]
+
+
+@pytest.mark.parametrize("wrong", [{"message": 3}, {"message": "x", "line": "3"}, {"message": "x", "severity": "fatal"}])
+def test_a_problem_that_cannot_be_shown_cannot_be_made(wrong):
+    with pytest.raises((TypeError, ValueError), match=r"^Problem: "):
+        Problem(**wrong)
+
+
+def test_names_of_core_are_cores(install):
+    source = """
+        import fvd
+
+        @fvd.hookimpl
+        def fvd_samplers(): return [fvd.SamplerSpec(name="ode", target="x_ode.loop:sample")]
+
+        @fvd.hookimpl
+        def fvd_validators(): return [fvd.ValidatorSpec(name="video", target="x_ode.validator:Video")]
+
+        @fvd.hookimpl
+        def fvd_families():
+            return [fvd.FamilySpec(name="ltx", target="a:b", provides={"predict"})]
+    """
+    install("acme-x", entry_points={"ode_x": "x_ode"}, modules={"x_ode": source})
+    install_family(install, "bravo-ltx", "other")
+    plugins = load_plugins()
+    core, acme = plugins.spec("sampler", "ode"), plugins.spec("sampler", "acme-x:ode")
+    assert plugins.owner(core).name == "core"
+    assert plugins.owner(acme).distribution == "acme-x"
+    assert plugins.names("sampler") == ["acme-x:ode", "ode", "sde"]
+    assert [plugins.name_of(spec) for spec in (core, acme)] == ["ode", "acme-x:ode"]
+    assert plugins.ambiguous("sampler") == {}
+    assert plugins.behind_core("sampler") == [acme]
+    # A family means its own distribution's first.
+    ltx, other = plugins.spec("family", "ltx"), plugins.spec("family", "other")
+    assert plugins.named_by(ltx, "validator", ltx.validator) == "acme-x:video"
+    assert plugins.named_by(ltx, "dataset_kind", ltx.dataset_kind) == "parquet"
+    assert plugins.named_by(other, "validator", other.validator) == "video"
+
+
+@pytest.mark.parametrize("toy", ["toy", "Toy"])
+def test_a_stranger_takes_no_name_of_cores_toys(install, toy):
+    install("acme-toy", entry_points={toy: "acme_toy"}, modules={"acme_toy": "import fvd"})
+    for plugins in (load_plugins(), load_plugins(request=["toy"]), load_plugins(mentioned=["toy"])):
+        (stranger,) = [record for record in plugins.records if record.distribution == "acme-toy"]
+        assert (stranger.state, stranger.code) == ("conflict", "P06")
+        assert "fvd-core" not in stranger.cure
+    assert plugins.owner(plugins.spec("family", "toy")).distribution == "fvd-core"
+
+
+LAZY = """
+    def __getattr__(name):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise RuntimeError('no GPU')", ["RuntimeError: no GPU", "acme_ltx.family, line 3"]),
+        ("import flash_attn_nowhere", ["needs the module 'flash_attn_nowhere'"]),
+        ("raise BaseException", ["BaseException"]),
+        ("raise AttributeError(name)", ["has no 'Family'"]),
+        ("class Odd(Exception):\n            def __str__(self): raise self\n        raise Odd", ["Odd: (its text cannot"]),
+    ],
+)
+def test_a_target_that_is_made_when_it_is_asked_for(install, body, words):
+    install_family(install, "acme-ltx", "ltx", family=LAZY.format(body=body))
+    error = error_of(load_plugins(), "family", "ltx", "load")
+    for word in [*words, "acme-ltx 1.0", "P09"]:
+        assert word in error.message
 
 
 @pytest.mark.parametrize("returned", ["['a text']", "'text'", "7", "None"])

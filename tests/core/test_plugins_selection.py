@@ -65,7 +65,7 @@ def test_a_run_file_cannot_widen_what_the_environment_allows(states):
 @pytest.mark.parametrize(
     ("options", "place"),
     [
-        ({"disable": ["x_onee"]}, "-p no:NAME"),
+        ({"disable": ["x_onee"]}, "-p no:x_onee"),
         ({"only": ["x_onee"]}, "plugins.only"),
         ({"environment": {"FVD_DISABLE_PLUGINS": "x_onee"}}, "FVD_DISABLE_PLUGINS"),
         ({"environment": {"FVD_PLUGINS": "x_onee"}}, "FVD_PLUGINS"),
@@ -97,7 +97,25 @@ def test_the_listing_says_where_a_plugin_was_disabled(tmp_path, monkeypatch):
     fake_dist(tmp_path, "acme-off", entry_points={"off": "acme_off"}, modules={"acme_off": ""})
     with installed_in(tmp_path):
         (record,) = [record for record in load_plugins(disable=["off"]).records if record.name == "off"]
-    assert record.reason == "disabled by -p no:NAME and not among FVD_PLUGINS"
+    assert record.reason == "disabled by -p no:off and not among FVD_PLUGINS"
+
+
+def test_a_file_that_is_given_is_allowed_unless_it_is_switched_off_by_name(tmp_path, monkeypatch):
+    """Whoever writes --plugin names it; FVD_PLUGINS and ``plugins.only`` speak of what is installed."""
+    path = tmp_path / "sel_a_file.py"
+    path.write_text("import fvd\n\n@fvd.hookimpl\ndef fvd_run_start(run): ...\n")
+    monkeypatch.delenv("FVD_DISABLE_PLUGINS", raising=False)
+
+    def state(**options) -> str:
+        with installed_in(tmp_path):
+            (record,) = [record for record in load_plugins(files=[str(path)], **options).records if record.file]
+        return record.state
+
+    monkeypatch.setenv("FVD_PLUGINS", "core")
+    assert state() == state(only=[]) == state(only=["core"]) == "ok"
+    assert state(disable=["sel_a_file"]) == "disabled"
+    monkeypatch.setenv("FVD_DISABLE_PLUGINS", "sel_a_file")
+    assert state() == "disabled"
 
 
 # --- loaded on request -----------------------------------------------------------------------------------------------
@@ -167,7 +185,7 @@ def test_names_that_ask(asked, name, found):
 def test_a_misspelt_request_is_an_error_with_a_suggestion(asked):
     with pytest.raises(PluginError) as caught:
         asked(request=["kitte"])
-    assert caught.value.message == "-p NAME names 'kitte', but no such plugin is installed (did you mean 'kite'?)"
+    assert caught.value.message == "-p kitte names 'kitte', but no such plugin is installed (did you mean 'kite'?)"
 
 
 def test_a_request_is_narrowed_like_everything_else(asked):
@@ -209,10 +227,24 @@ def test_a_slip_on_the_command_line_is_not_the_run_file_s(monkeypatch, tmp_path,
     path = tmp_path / "run.yaml"
     path.write_text(only + "recipe: {family: toy, method: toy}\n")
     for options in (PluginOptions(disable=("wann",)), PluginOptions(request=("toyy",))):
-        with pytest.raises(PluginError, match=r"-p (no:)?NAME names"):
+        with pytest.raises(PluginError, match=r"-p (no:wann|toyy) names"):
             load_run_file(path, options=options)
     problems = [problem for problem in load_run_file(path).errors if problem.key == "plugins.only"]
     assert ["fvd_coree" in problem.message for problem in problems] == ([True] if "coree" in only else [])
+
+
+def test_a_misspelt_name_in_only_is_all_that_is_said(monkeypatch, tmp_path):
+    """The other names are as good as they are: what they allow is not reported as missing."""
+    monkeypatch.delenv("FVD_PLUGINS", raising=False)
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "recipe: {family: toy, method: toy}\nroles: {student: {path: random}}\nplugins: {only: [toy, wna]}\n"
+        "training: {output_dir: out, max_train_steps: 1, learning_rate: 1.0}\n"
+    )
+    (problem,) = load_run_file(path).errors
+    assert problem.key == "plugins.only"
+    assert "'wna'" in problem.message
+    assert "'toy'" not in problem.message
 
 
 def test_a_run_file_asks_for_what_it_names_unless_it_may_not(monkeypatch, tmp_path):

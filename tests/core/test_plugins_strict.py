@@ -61,6 +61,27 @@ def test_strict_raises_everything_at_once_with_the_traceback_of_the_plugin_alone
     assert "Report it to the authors of x-raises" in text
 
 
+def test_strict_is_not_content_with_ok_plugins_that_are_out_of_date_or_in_each_others_way(install, tmp_path):
+    for name in ("one", "two"):
+        install(f"x-{name}", entry_points={name: f"x_{name}"}, modules={f"x_{name}": GOOD.format(name="loop", body="pass")})
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "pyproject.toml").write_text("[project.entry-points.'fvd.plugins']\nlater = 'x_later'\n")
+    editable = {"url": source.as_uri(), "dir_info": {"editable": True}}
+    install("x-stale", entry_points={}, direct_url=editable, modules={"x_stale": ""}, on_request={"stale": "x_stale"})
+    assert {record.state for record in load_plugins(request=["stale"]).records} == {"ok"}
+    with pytest.raises(PluginError) as caught:
+        load_plugins(request=["stale"], strict=True)
+    text = str(caught.value)
+    assert "sampler 'loop' is provided by x-one and x-two: nobody wins [P07]" in text
+    assert "Write 'x-one:loop' or 'x-two:loop'" in text
+    assert "x-stale: its source declares `later = x_later`, which is not installed; " in text
+    assert f"[W02]\n  python -m pip install --no-deps -e {source}" in text
+    with pytest.raises(PluginError) as caught:
+        load_plugins(request=["stale"], disable=["one"], strict=True)
+    assert "P07" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("value", "strict"), [("1", True), ("yes", True), ("0", False), ("", False)])
 def test_the_variable(install, monkeypatch, value, strict):
     install("x-old", entry_points={"old": "x_old"}, modules={"x_old": ""}, requires=["fvd-core>=99"])

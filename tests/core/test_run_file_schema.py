@@ -156,3 +156,60 @@ def test_parts_of_different_plugins_stay_apart(tmp_path, monkeypatch, capsys):
         )
     choices = schema["$defs"]["recipe"]["properties"]["method"]["anyOf"]
     assert {"const": "one", "title": "one", "description": "it is one"} in choices
+
+
+ODD_METHOD = """
+    import fvd
+
+    @fvd.hookimpl
+    def fvd_methods():
+        roles = {"student": fvd.RoleNeeds(trainable=True)}
+        return [fvd.MethodSpec(name="odd", target="acme_config:Config", config="acme_config:Config", roles=roles)]
+"""
+ODD_CONFIG = """
+    from collections.abc import Callable
+    import fvd
+
+    class Config(fvd.MethodConfig):
+        strength: float = 1
+        f: Callable = print
+"""
+
+
+def test_a_config_without_a_schema_takes_only_its_own_part_away(tmp_path, capsys):
+    fake_dist(
+        tmp_path, "acme-odd", entry_points={"odd": "acme_odd"}, modules={"acme_odd": ODD_METHOD, "acme_config": ODD_CONFIG}
+    )
+    whole = run_file_schema(everything())
+    with installed_in(tmp_path):
+        plugins = everything()
+        schema = run_file_schema(plugins)
+        assert "# f:\n" in example_run_file(plugins, "toy", "odd")
+    assert schema["$defs"].keys() == whole["$defs"].keys()
+    assert len(schema["allOf"]) == len(whole["allOf"])
+    assert Draft202012Validator(schema).is_valid(TOY)
+    said = capsys.readouterr().err
+    assert "left out: method 'odd' of plugin odd (acme-odd 1.0)" in said
+    assert "[P09]" in said
+
+
+def test_a_qualified_name_is_not_taken_for_cores(tmp_path):
+    source = """
+        import fvd
+
+        @fvd.hookimpl
+        def fvd_families(): return [fvd.FamilySpec(name="toy", target="a:b", config="acme_config:Config", provides={"predict"})]
+    """
+    config = "import fvd\nclass Config(fvd.PipelineConfig): shapes: int = 1"
+    modules = {"acme_toys": source, "acme_config": config}
+    fake_dist(tmp_path, "acme-toys", entry_points={"acme_toys": "acme_toys"}, modules=modules)
+    with installed_in(tmp_path):
+        validator = Draft202012Validator(run_file_schema(everything()))
+    for family, own, other in [
+        ("toy", "modes", "shapes"),
+        ("fvd-core:toy", "modes", "shapes"),
+        ("acme-toys:toy", "shapes", "modes"),
+    ]:
+        document = {**TOY, "recipe": {"family": family, "method": "toy"}}
+        assert places(validator, {**document, "pipeline_config": {own: 3}}) == []
+        assert places(validator, {**document, "pipeline_config": {other: 3}}) != []

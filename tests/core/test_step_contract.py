@@ -127,6 +127,30 @@ def metric_named_as_an_earlier_one(value):
     yield fvd.Loss("other", value * 1, role="student", counts={"n": 1.0})
 
 
+def metric_with_a_graph(value):
+    yield fvd.Loss("loss", value, role="student", metrics={"level": value * 1})
+
+
+def count_with_a_graph(value):
+    yield fvd.Loss("loss", value, role="student", counts={"level": value * 1})
+
+
+def metric_of_many(value):
+    yield fvd.Loss("loss", value, role="student", metrics={"level": torch.zeros(2)})
+
+
+def metric_of_one_element(value):
+    yield fvd.Loss("loss", value, role="student", metrics={"level": torch.zeros(1)})
+
+
+def text_as_a_metric(value):
+    yield fvd.Loss("loss", value, role="student", metrics={"level": "high"})
+
+
+def truth_as_a_count(value):
+    yield fvd.Loss("loss", value, role="student", counts={"level": True})
+
+
 def inside_no_grad(value):
     with torch.no_grad():
         yield fvd.Loss("loss", value, role="student")
@@ -154,6 +178,12 @@ SLIPS = [
     (metric_named_as_the_loss, "two of its losses and metrics have one name"),
     (count_named_as_a_metric, "two of its losses and metrics have one name"),
     (metric_named_as_an_earlier_one, "two of its losses and metrics have one name"),
+    (metric_with_a_graph, "the metric 'level' carries a graph"),
+    (count_with_a_graph, "the count 'level' carries a graph"),
+    (metric_of_many, r"the metric 'level' must be one number .*, got \[2\]"),
+    (metric_of_one_element, r"the metric 'level' must be one number .*, got \[1\]"),
+    (text_as_a_metric, "the metric 'level' must be a number or a 0-dim tensor, got str"),
+    (truth_as_a_count, "the count 'level' must be a number or a 0-dim tensor, got bool"),
     (inside_no_grad, r"yielded its loss 'loss' inside a `with"),
     (inside_autocast, r"yielded its loss 'loss' inside a `with"),
 ]
@@ -163,7 +193,7 @@ SLIPS = [
 def test_a_slip_names_the_method(slip, words):
     with pytest.raises(PluginError, match=f"{NAMED}.*{words}") as caught:
         losses_of(slippery(slip))
-    assert caught.value.cure
+    assert caught.value.cure.startswith(("This is a mistake in the method's code;", "Compute inside the block"))
     assert torch.is_grad_enabled()
     assert not torch.is_autocast_enabled("cpu")
 
@@ -197,8 +227,17 @@ def spec(*roles: str) -> fvd.MethodSpec:
 
 def test_a_method_is_what_its_descriptor_says():
     check_method(slippery(), spec("teacher", "student"))
-    with pytest.raises(PluginError, match=rf"{NAMED}.*role_names \['student', 'teacher'\] are not .* \['student'\]"):
+    with pytest.raises(PluginError, match=rf"{NAMED}.*role_names \['student', 'teacher'\] are not .* roles \['student'\]"):
         check_method(slippery(), spec("student"))
+
+
+def test_a_role_that_there_is_not_is_a_mistake_of_the_code():
+    """The roles of the run file have been checked before."""
+    roles = small_roles({"student": True, "teacher": False})
+    words = r"code asks for the role 'studnet' \(did you mean 'student'\?\); the run has: student, teacher"
+    with pytest.raises(PluginError, match=words) as caught:
+        roles["studnet"]
+    assert caught.value.cure == "This is a mistake in the method's code; report it to its authors, unless it is yours."
 
 
 def test_a_trained_role_has_an_optimizer():

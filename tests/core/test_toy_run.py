@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import yaml
 from fvd.cli.main import main
 from fvd.config.example import example_run_file
 from fvd.config.load import LoadedRun, load_run_file
+from fvd.errors import FvdError
 from fvd.plugins import load_plugins
-from fvd.testing.toy.workbench import toy_family
+from fvd.testing.toy.mixture import energy_distance
+from fvd.testing.toy.workbench import toy_family, toy_run_samples
 
 FAMILIES = pytest.mark.parametrize("family", ["toy", "toy_noise"])
 SHORT = {"max_train_steps": 6, "train_batch_size": 16, "training_state_checkpointing_steps": 3, "training_cfg_rate": 0.25}
@@ -163,6 +166,94 @@ def test_a_run_with_a_local_plugin_says_which_file_it_wants(tmp_path, monkeypatc
     capsys.readouterr()
     assert main(["sample", "outputs/toy", "--prompt", "mode 1", "--out", "toy.mp4"]) == 1
     said = capsys.readouterr().err
-    assert "there is no method 'my_method'" in said
+    assert f"the run was made with the plugin file {plugin}" in said
     assert f"Add --plugin {plugin}" in said
     assert main(["sample", "outputs/toy", "--prompt", "mode 1", "--out", "toy.mp4", "--plugin", plugin]) == 0
+
+
+# --- mistakes in a method's code ---
+LOCAL_METHOD = """
+import fvd
+from fvd.testing.toy.method import ToyMethod
+
+
+@fvd.hookimpl
+def fvd_methods():
+    needs = {"prepare_batch", "add_noise", "training_target", "shift_and_clamp_timestep", "num_train_timesteps"}
+    roles = {"student": fvd.RoleNeeds(trainable=True, needs={"predict"})}
+    return [fvd.MethodSpec(name="a_slip", target="a_slip:Slip", summary="", roles=roles, needs=needs)]
+
+
+class Slip(ToyMethod):
+"""
+
+
+def run_local_method(folder: Path, body: str, **pipeline: object) -> int:
+    (folder / "a_slip.py").write_text(LOCAL_METHOD + textwrap.indent(textwrap.dedent(body), "    "), encoding="utf-8")
+    document = yaml.safe_load(write_run_file(folder, "run", max_train_steps=1).read_text(encoding="utf-8"))
+    document["recipe"]["method"], document["pipeline_config"] = "a_slip", pipeline
+    (folder / "run.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    return main(["run", str(folder / "run.yaml"), "--plugin", str(folder / "a_slip.py")])
+
+
+UNLESS_IT_IS_YOURS = "This is a mistake in the method's code; report it to its authors, unless it is yours."
+
+
+@pytest.mark.parametrize("names", [("student", "teacher"), ("model",), ()])
+def test_role_names_that_are_not_the_descriptors(names, tmp_path, capsys):
+    """Not a role that the run file lacks: it would refuse it."""
+    assert run_local_method(tmp_path, f"role_names = {names!r}") == 1
+    said = capsys.readouterr().err
+    assert (
+        f"(a_slip.Slip) breaks its contract: its role_names {sorted(names)} are not the descriptor's roles ['student']" in said
+    )
+    assert UNLESS_IT_IS_YOURS in said
+    assert "missing role" not in said
+
+
+def test_a_misspelt_role_in_the_code(tmp_path, capsys):
+    assert run_local_method(tmp_path, "def on_train_start(self):\n    self.roles['studnet']") == 1
+    said = capsys.readouterr().err
+    assert "the method's code asks for the role 'studnet' (did you mean 'student'?)" in said
+    assert UNLESS_IT_IS_YOURS in said
+    assert "run file" not in said
+
+
+SAMPLES_WITH_SDE = """
+@classmethod
+def sampling_plan(cls, run):
+    return fvd.SamplingPlan(role="student", sampler_kind="sde", sampling_steps=(2,))
+"""
+
+
+@pytest.mark.parametrize(("said", "warned"), [("ode", True), ("sde", False), ("fvd-core:sde", False), (None, False)])
+def test_a_sampler_that_the_method_does_not_use(said, warned, tmp_path, capsys):
+    assert run_local_method(tmp_path, SAMPLES_WITH_SDE, sampler_kind=said) == 0
+    words = "pipeline_config.sampler_kind: ode has no effect: the method a_slip samples with sde"
+    assert (words in capsys.readouterr().err) is warned
+    assert (words in (tmp_path / "run" / "logs" / "fvd.log").read_text(encoding="utf-8")) is warned
+
+
+# --- from a run to points ---
+@FAMILIES
+def test_the_points_of_a_run(family, tmp_path):
+    run_file = write_run_file(
+        tmp_path, "run", family=family, max_train_steps=150, train_batch_size=128, learning_rate=5e-3, lr_scheduler="cosine"
+    )
+    assert main(["run", str(run_file), "--set", "roles.student.path=random:1"]) == 0
+    mixture = toy_family().mixture
+    truth = mixture.sample(1000, torch.Generator().manual_seed(0))
+    points = toy_run_samples(tmp_path / "run", 500)
+    assert points.shape == (500, 2)
+    assert energy_distance(points, truth) < 0.4  # 0.58 before training
+    of_one_mode = toy_run_samples(tmp_path / "run", 100, prompt="mode 2")
+    assert torch.cdist(of_one_mode.double().mean(dim=0, keepdim=True), mixture.means).argmin() == 2
+
+
+def test_points_of_a_run_with_a_local_plugin(tmp_path):
+    assert run_local_method(tmp_path, SAMPLES_WITH_SDE) == 0
+    with pytest.raises(FvdError, match="the run was made with the plugin file"):
+        toy_run_samples(tmp_path / "run", 4)
+    assert toy_run_samples(tmp_path / "run", 4, plugin_files=[str(tmp_path / "a_slip.py")]).shape == (4, 2)
+    with pytest.raises(FvdError, match="is not a run directory"):
+        toy_run_samples(tmp_path / "nowhere", 4)

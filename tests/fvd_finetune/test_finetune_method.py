@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from small_video import SmallVideoAdapter, small_raw_batch, small_roles, small_run
 
 import fvd
+from fvd.config.check import CheckContext
 from fvd.testing.steps import step_random, train_step
 from fvd_finetune import plugin
 from fvd_finetune.config import FinetuneConfig
@@ -236,3 +237,12 @@ def test_an_explicit_zero_stays_zero(key):
 def test_bad_settings_are_refused(settings, complaint):
     with pytest.raises(ValidationError, match=complaint):
         FinetuneConfig(**settings)
+
+
+@pytest.mark.parametrize(("config", "count"), [(FinetuneConfig(attn_kind="vsa"), 1), (fvd.MethodConfig(), 0)])
+def test_check_is_silent_about_other_methods_of_the_same_name(config, count):
+    [spec] = plugin.fvd_methods()
+    run = small_run(small_roles({"student": True}), config, method="acme-ft:finetune")
+    small = fvd.FamilySpec(name="small_video", target="s:S", provides=set())
+    ctx = CheckContext(run=run, method=spec, families={"student": small}, locate=lambda key: ("run.yaml", 7))
+    assert len(plugin.fvd_check_config(ctx)) == count

@@ -99,10 +99,11 @@ def test_two_experts_need_a_boundary(tiny_copy):
     assert check({"student": tiny_copy}, pipeline={"boundary_ratio": 0.875}) == []
 
 
-def test_other_families_are_not_checked(tmp_path):
-    other = fvd.FamilySpec(name="ltx", target="ltx:F", config="ltx:C", provides={"prepare_batch"})
+@pytest.mark.parametrize("name", ["ltx", "wan"])
+def test_other_families_of_whatever_name_are_not_checked(name):
+    other = fvd.FamilySpec(name=name, target="ltx:F", config="ltx:C", provides={"prepare_batch"})
     run = fvd.RunConfig(
-        recipe=Recipe(family="ltx", method="m"),
+        recipe=Recipe(family=f"acme:{name}", method="m"),
         roles={"student": fvd.RoleConfig(path="/nowhere")},
         training=fvd.TrainingConfig(output_dir="out", max_train_steps=1, data_path="data", num_frames=8),
         pipeline_config=fvd.PipelineConfig(),

@@ -1,7 +1,8 @@
 """Runs the steps of a page in the current folder: ``python page_driver.py STEPS_AS_JSON RESULTS_FILE``.
 
 ``fvd`` and ``pytest`` run in this process, so that torch is imported once; ``pip install -e FOLDER`` lays out the folder's
-metadata as pip would (a real pip is used by the tests of clean environments); anything else goes to a shell.
+metadata as pip would, and ``pip install NAME`` does nothing (a real pip is used by the tests of clean environments); ``python
+-m`` before any of these makes no difference; anything else goes to a shell.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def main(steps_as_json: str, results_file: str) -> None:
 
 def type_command(line: str) -> tuple[int, str]:
     program, *arguments = shlex.split(line)
+    if program == "python" and arguments[0] == "-m":
+        program, *arguments = arguments[1:]
     if any(sign in line for sign in ("|", ">", "&&")) and program in ("fvd", "pytest"):
         return redirected(line)
     match program:
@@ -101,7 +104,7 @@ def forget_modules() -> None:
 
 
 def pip(arguments: list[str]) -> tuple[int, str]:
-    """``pip install -e FOLDER`` and ``pip uninstall -y NAME``."""
+    """``pip install NAME``, ``pip install -e FOLDER`` and ``pip uninstall -y NAME``."""
     import shutil
 
     if arguments[0] == "uninstall":
@@ -110,6 +113,8 @@ def pip(arguments: list[str]) -> tuple[int, str]:
             sys.path.remove(json.loads((metadata / "direct_url.json").read_text())["url"].removeprefix("file://") + "/src")
             shutil.rmtree(metadata)
         return 0, ""
+    if arguments[:-1] == ["install"]:
+        return 0, ""  # by name: what the page needs is here
     folder = (Path.cwd() / arguments[-1]).resolve()
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     metadata = SITE / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"

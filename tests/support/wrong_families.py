@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 from pydantic import ConfigDict
 from wrong_plugins import Collector
 
@@ -16,6 +17,7 @@ from fvd.testing.toy.adapter import ToyAdapter
 from fvd.testing.toy.config import ToyConfig
 from fvd.testing.toy.data import PointsSpec
 from fvd.testing.toy.family import ToyFamily
+from fvd.testing.toy_noise.family import ToyNoiseAdapter, ToyNoiseFamily
 
 fails = Collector(
     "family",
@@ -230,7 +232,7 @@ class VelocityCalledNoise(Base):
             return self.predict(handle, x_t, t, cond, attn_kind=attn_kind)
 
 
-@fails("B105", "training_target(predict_x0, predict_noise, t) must be predict")
+@fails("B105", "training_target(predict_x0, predict_noise, t) must be predict", also="B119")
 class WrongSign(Base):
     class Adapter(ToyAdapter):
         def training_target(self, x0, noise, t):
@@ -379,6 +381,18 @@ class NoKernel(Base):
 class ForeignUnits(Base):
     def shard_units(self, handle):
         return copy.deepcopy(super().shard_units(handle))
+
+
+@fails("B119", "they are off by", dataset_kind="toy_noise")
+class NoiseTakenForV(ToyNoiseFamily):
+    class Adapter(ToyNoiseAdapter):
+        def scheduler(self, kind):
+            super().scheduler(kind)
+            betas = {"beta_start": 1e-4, "beta_end": 0.02}
+            return DDIMScheduler(**betas, prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing")
+
+    def build_adapter(self, roles):
+        return self.Adapter(self.context, self.config, self.mixture)
 
 
 @fails("B118", "the text encoder is gone")

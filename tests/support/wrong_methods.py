@@ -27,7 +27,7 @@ class Base(ToyMethod):
         t = self.adapter.shift_and_clamp_timestep(self.draw_t(x0, rng))
         noise = self.draw_noise(x0, rng)
         prediction = self.adapter.bind(self.roles["student"]).predict(self.adapter.add_noise(x0, noise, t), t, prepared.cond)
-        loss = self.loss(prediction, self.adapter.training_target(x0, noise, t))
+        loss = self.loss(prediction, self.target(x0, noise, t))
         yield fvd.Loss("loss", loss, role="student", metrics=self.metrics(prediction))
 
     def draw_t(self, x0, rng):
@@ -35,6 +35,9 @@ class Base(ToyMethod):
 
     def draw_noise(self, x0, rng):
         return rng.randn_like(x0)
+
+    def target(self, x0, noise, t):
+        return self.adapter.training_target(x0, noise, t)
 
     def loss(self, prediction, target):
         return functional.mse_loss(prediction, target)
@@ -216,13 +219,25 @@ class NoSuchSampler(Base):
         return fvd.SamplingPlan(role="student", sampler_kind="no_such_sampler", sampling_steps=(2,))
 
 
-@fails("B210", "the metric 'mean' is not detached")
+@fails("B210", "the metric 'mean' carries a graph")
 class KeepsTheGraph(Base):
     def metrics(self, prediction):
         return {"mean": prediction.mean()}
 
 
-@fails("B210", "the metric 'mean' must be one number", also="B208")
+@fails("B210", "the metric 'mean' must be one number")
 class LogsVectors(Base):
     def metrics(self, prediction):
         return {"mean": prediction.detach().flatten(1).mean(dim=1)}
+
+
+@fails("B211", "falls on toy (", needs=NEEDS - {"training_target"})
+class TakesTheVelocityForGranted(Base):
+    def target(self, x0, noise, t):
+        return noise - x0
+
+
+@fails("B211", "falls on toy_noise (", needs=NEEDS - {"training_target"})
+class TakesNoiseForGranted(Base):
+    def target(self, x0, noise, t):
+        return noise

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fvd import flow
 from fvd.data.spec import RawBatch, VideoGeometry
-from fvd.errors import PluginError
+from fvd.errors import PluginError, mistake_in_code
 from fvd.roles import RoleHandle
 
 Conditioning = Any
@@ -93,9 +93,10 @@ class Adapter(ABC):
         self._missing("add_noise")
 
     def scheduler(self, kind: str) -> Any:
-        """A fresh diffusers scheduler for samplers of ``kind``, with this run's flow shift: ``set_timesteps``, ``timesteps``,
-        and ``step(prediction, t, x_t)`` on what `predict` returns. Raises FvdError for a kind that the descriptor does not
-        name."""
+        """A fresh diffusers scheduler for samplers of ``kind``: ``set_timesteps``, ``timesteps``, and ``step(prediction, t,
+        x_t)`` on what `predict` returns, for x_t as `add_noise` makes it. Of flow-matching families it has this run's flow
+        shift; those of diffusion families place their timesteps by their own schedule, whatever the shift of training. Raises
+        FvdError for a kind that the descriptor does not name."""
         self._missing("scheduler")
 
     # --- prediction ---
@@ -188,7 +189,7 @@ class RoleView:
         adapter = type(self.adapter)
         raise PluginError(
             f"{adapter.__module__}.{adapter.__name__}.{name} must return float32 of shape {list(x_t.shape)}, got {got}",
-            cure=f"This is an error of the family {self.handle.family}; report it to its authors.",
+            cure=mistake_in_code(f"the family {self.handle.family}'s"),
         )
 
 

@@ -10,6 +10,7 @@ and above N − 1 they mean N − 1. Timestep 0 is the table's first entry, whic
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -56,14 +57,21 @@ class DiffusionSchedule:
             )
         self.alphas_cumprod = table
         self.prediction_type: PredictionType = prediction_type
+        self._from_data_to_noise = torch.cat([table.new_ones(1), table[1:-1], table.new_zeros(1)])
 
     @classmethod
     def of(cls, scheduler: Any, *, device: torch.device | None = None) -> Self:
-        """The schedule of a diffusers scheduler that has ``alphas_cumprod``. Raises ModelError for one it cannot be."""
+        """The schedule of a diffusers scheduler that has ``alphas_cumprod``. Raises ModelError for one it cannot be: of another
+        prediction type, or whose x_t is in other units than ``α x0 + σ noise`` (Euler's and its like divide it by α)."""
         name = scheduler.config.prediction_type
         if name not in DIFFUSERS_NAMES:
             raise ModelError(
                 f"{type(scheduler).__name__} has prediction_type {name!r}", cure=f"It can be: {', '.join(DIFFUSERS_NAMES)}."
+            )
+        if not _takes_x_t_as_it_is(scheduler):
+            raise ModelError(
+                f"{type(scheduler).__name__} has x_t in other units than α x0 + σ noise, which schedule and samplers take",
+                cure="Use one that takes it as it is, of the same config: DDIMScheduler, DPMSolverMultistepScheduler, …",
             )
         return cls(scheduler.alphas_cumprod, DIFFUSERS_NAMES[name], device=device)
 
@@ -76,15 +84,19 @@ class DiffusionSchedule:
 
     def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(α, σ) at timesteps of any shape, float32."""
-        signal = self._signal_power(t)
+        signal = self._interpolated(self.alphas_cumprod, t)
         return signal.sqrt().float(), (1 - signal).sqrt().float()
 
     def shift(self, t: Tensor, shift: float) -> Tensor:
-        """The timestep where σ/α is ``shift`` times what it is at ``t``, clamped to the table.
+        """The timestep where σ/α is ``shift`` times what it is at ``t``, float32, for timesteps of any shape.
 
-        The same law as flow matching's shift, which multiplies σ / (1 − σ); 1 changes nothing. Monotone in ``t``.
+        The same law as flow matching's shift, which multiplies σ / (1 − σ), and like it one to one: 0 stays 0, N − 1 stays
+        N − 1, shifts multiply, the inverse is the shift by 1 / ``shift``. No table begins at pure data, though, and few end in
+        pure noise, so their ends would be shifted to inside or outside of it. Here, and nowhere else, timestep 0 counts as
+        data (α² = 1) and N − 1 as noise (α² = 0): α² falls linearly from 1 to the second entry, and from the last but one to 0,
+        and what the law wants beyond the table's noise levels lies within the last interval.
         """
-        signal = self._signal_power(t)
+        signal = self._interpolated(self._from_data_to_noise, t)
         return self._timestep_of(signal / (signal + shift**2 * (1 - signal)))
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -125,17 +137,27 @@ class DiffusionSchedule:
         alpha, sigma = self.signal_and_noise(t)
         return expand_to(alpha, reference), expand_to(sigma, reference)
 
-    def _signal_power(self, t: Tensor) -> Tensor:
-        """α² at ``t``, float64."""
+    def _interpolated(self, table: Tensor, t: Tensor) -> Tensor:
+        """α² of ``table`` at ``t``, float64."""
         position = t.double().clamp(0, len(self) - 1)
         below = position.long().clamp(max=len(self) - 2)
-        return torch.lerp(self.alphas_cumprod[below], self.alphas_cumprod[below + 1], position - below)
+        return torch.lerp(table[below], table[below + 1], position - below)
 
     def _timestep_of(self, signal: Tensor) -> Tensor:
-        """The inverse of `_signal_power`, float32."""
-        above = torch.searchsorted(-self.alphas_cumprod, -signal.contiguous()).clamp(1, len(self) - 1)
-        left, right = self.alphas_cumprod[above - 1], self.alphas_cumprod[above]
-        return self.clamp(above - 1 + ((left - signal) / (left - right)).clamp(0, 1))
+        """The inverse of the interpolation of `_from_data_to_noise`, float32."""
+        table = self._from_data_to_noise
+        above = torch.searchsorted(-table, -signal.contiguous()).clamp(1, len(self) - 1)
+        left, right = table[above - 1], table[above]
+        return self.clamp(above - 1 + (left - signal) / (left - right))
+
+
+def _takes_x_t_as_it_is(scheduler: Any) -> bool:
+    """Whether a diffusers scheduler starts from noise of unit size, and hands x_t to the network as it is."""
+    if scheduler.init_noise_sigma != 1:
+        return False
+    asked, x_t = copy.deepcopy(scheduler), torch.ones(1)
+    asked.set_timesteps(10)
+    return torch.equal(asked.scale_model_input(x_t, asked.timesteps[0]), x_t)
 
 
 class DiffusionAdapter(Adapter):

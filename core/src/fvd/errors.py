@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Severity = Literal["error", "warning", "note"]
 
@@ -32,6 +32,15 @@ class Problem:
     """Counted from 1; None where the key is not in the file (an omission, or a ``--set``)."""
     cure: str = ""
     severity: Severity = "error"
+
+    def __post_init__(self) -> None:
+        # Plugins make them too, and one that cannot be printed or sorted would end a command.
+        texts = {"message": self.message, "key": self.key, "file": self.file, "cure": self.cure}
+        wrong = [name for name, text in texts.items() if not isinstance(text, str)]
+        if wrong or not (self.line is None or isinstance(self.line, int)):
+            raise TypeError(f"Problem: {', '.join([f'{name} must be a text' for name in wrong] or ['line must be a number'])}")
+        if self.severity not in get_args(Severity):
+            raise ValueError(f"Problem: severity must be one of {', '.join(get_args(Severity))}, got {self.severity!r}")
 
     def __str__(self) -> str:
         place = self.file + (f":{self.line}" if self.line else "")
@@ -77,6 +86,11 @@ class ModelError(FvdError):
 
 class CheckpointError(FvdError):
     """A checkpoint that cannot be written, read, or continued from."""
+
+
+def mistake_in_code(whose: str) -> str:
+    """The cure of what only a plugin's authors can mend. whose: ``the method's``."""
+    return f"This is a mistake in {whose} code; report it to its authors, unless it is yours."
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import fvd
+from fvd.errors import PluginError
 from fvd.files import folder_written_aside
 from fvd.inference import TrainedRun
 
@@ -14,10 +15,17 @@ PROVENANCE = "fvd-export.json"
 
 
 def export_role(run: TrainedRun, role: str, out: Path, format: str) -> None:
-    """Write ``out``, whole or not at all. Raises FvdError for an unknown role or format, or a disk that refuses."""
+    """Write ``out``, whole or not at all. Raises FvdError for an unknown role or format, or a disk that refuses;
+    PluginError for a family that writes nothing."""
     handle = run.load_role(role)
     with folder_written_aside(out) as aside:
         run.family.export(handle, aside, format)
+        if not any(aside.iterdir()):
+            family = run.family_spec.name
+            raise PluginError(
+                f"the family {family} has written nothing for the format {format!r}",
+                cure=f"This is a mistake in the family's code; `fvd plugins check {family}` shows it (B114).",
+            )
         (aside / PROVENANCE).write_text(json.dumps(_provenance(run, role), indent=2) + "\n", encoding="utf-8")
 
 

@@ -15,7 +15,9 @@ from fvd.errors import ConfigError, FvdError, PluginError, Problem, did_you_mean
 from fvd.families import Family
 from fvd.methods import Method
 from fvd.plugins import PluginOptions, Plugins
+from fvd.plugins.discovery import LOCAL
 from fvd.plugins.lock import read_lock
+from fvd.plugins.missing import noun
 from fvd.roles import RoleHandle
 from fvd.rundir import RunDirectory
 from fvd.runtime import build_family, family_spec
@@ -69,23 +71,35 @@ def open_run(path: Path, *, device: torch.device, options: PluginOptions, step: 
         raise FvdError(f"{path} is not a run directory: it has no run.yaml", cure="Name the training.output_dir of a run.")
     loaded = load_run_file(run_dir.run_file, options=options)
     if loaded.errors:
-        raise ConfigError([*loaded.errors, *_local_plugins_left_out(run_dir, loaded.plugins)])
+        raise ConfigError(_with_files_left_out(loaded.errors, run_dir, loaded.plugins))
     config = loaded.require()
     checkpoint = CheckpointManager(run_dir.checkpoints).find(step)
     return TrainedRun(run_dir, config, loaded.plugins, build_family(config, loaded.plugins, device), checkpoint)
 
 
-def _local_plugins_left_out(run_dir: RunDirectory, plugins: Plugins) -> list[Problem]:
-    """Files that the run was made with and this command was not given: the likely reason why a name is unknown."""
+def _with_files_left_out(errors: list[Problem], run_dir: RunDirectory, plugins: Plugins) -> list[Problem]:
+    """First the plugin files that the run was made with and this command was not given, instead of the names that are unknown
+    for want of them; then the other ``errors``."""
     try:
-        used = [plugin.source for plugin in read_lock(run_dir.lock_file).plugins]
+        used = read_lock(run_dir.lock_file).plugins
     except PluginError:
-        return []
+        return errors
     given = {record.file for record in plugins.records}
-    files = [source.location for source in used if source.kind == "file" and source.location not in given]
-    return [
+    left_out = [plugin for plugin in used if plugin.source.kind == "file" and plugin.source.location not in given]
+    missing = [
         Problem(
-            message=f"the run was made with the plugin file {file}", file=str(run_dir.run_file), cure=f"Add --plugin {file}"
+            message=f"the run was made with the plugin file {plugin.source.location}",
+            file=str(run_dir.run_file),
+            cure=f"Add --plugin {plugin.source.location}",
         )
-        for file in files
+        for plugin in left_out
     ]
+    components = [component for plugin in left_out for component in plugin.components]
+    return missing + [error for error in errors if not any(_is_unknown(component, error) for component in components)]
+
+
+def _is_unknown(component: str, error: Problem) -> bool:
+    """Whether ``error`` is that nobody provides ``component``, as in ``method:mine``."""
+    kind, _, name = component.partition(":")
+    subjects = [f"{noun(kind)} {word!r}" for word in (name, f"{LOCAL}:{name}")]
+    return "[P08]" in error.message and any(subject in error.message for subject in subjects)

@@ -136,9 +136,18 @@ def _announce(runtime: Runtime) -> None:
         runtime.loader.samples_per_epoch,
         _device_name(runtime),
     )
+    _warn_of_another_sampler(runtime)
     if runtime.resume_from:
         logger.info("continuing from %s", runtime.resume_from.path)
         _warn_of_drift(runtime.resume_from, runtime)
+
+
+def _warn_of_another_sampler(runtime: Runtime) -> None:
+    """A method may sample with a sampler of its own, whatever the run file says."""
+    said, used = runtime.config.pipeline_config.sampler_kind, runtime.method.sampling_plan(runtime.config).sampler_kind
+    if said is not None and runtime.plugins.spec("sampler", said) is not runtime.plugins.spec("sampler", used):
+        method = runtime.config.recipe.method
+        logger.warning("pipeline_config.sampler_kind: %s has no effect: the method %s samples with %s", said, method, used)
 
 
 def _warn_of_drift(checkpoint: Checkpoint, runtime: Runtime) -> None:

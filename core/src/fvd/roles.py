@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fvd.errors import FvdError
+from fvd.errors import FvdError, PluginError, did_you_mean, mistake_in_code
 
 
 @dataclass
@@ -58,7 +58,15 @@ class RoleManager:
         return [self._handles[name] for name in names]
 
     def __getitem__(self, name: str) -> RoleHandle:
-        return self.require_roles([name])[0]
+        """Raises PluginError for a name that the run does not have: the roles of the run file have been checked before, so it
+        is the method's code that asks for it."""
+        if name not in self._handles:
+            present = ", ".join(self._handles) or "none"
+            raise PluginError(
+                f"the method's code asks for the role {name!r}{did_you_mean(name, self._handles)}; the run has: {present}",
+                cure=mistake_in_code("the method's"),
+            )
+        return self._handles[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self._handles

@@ -29,7 +29,7 @@ from fvd.roles import RoleHandle, RoleManager
 from fvd.rundir import RunDirectory, with_absolute_paths
 from fvd.samplers.sampling import check_plan, load_sampler
 from fvd.specs import FamilySpec, MethodSpec, Spec
-from fvd.step_contract import check_method
+from fvd.step_contract import check_method, check_role_names
 from fvd.validation.base import Validator, ValidatorContext
 from fvd.validation.prompts import Prompt, read_prompts
 
@@ -107,11 +107,11 @@ def build_runtime(plan: RunPlan) -> Runtime:
     config, plugins = plan.config, plan.plugins
     device = choose_device()
     family = build_family(config, plugins, device)
-    method_class: type[Method] = plugins.load("method", config.recipe.method)
+    method_class = load_method(config, plugins)
     check_plan(method_class.sampling_plan(config), plugins, family_spec(config, plugins))
     data_spec = family.data_spec()
     latents_source = method_class.latents_source(config)
-    dataset_kind = family_spec(config, plugins).dataset_kind
+    dataset_kind = dataset_kind_name(config, plugins)
     loader = build_loader(config, plugins, dataset_kind, data_spec, needs_latents=latents_source == "data")
     prompts = _read_prompts(config)
 
@@ -223,19 +223,31 @@ def method_spec(config: RunConfig, plugins: Plugins) -> MethodSpec:
     return spec
 
 
+def load_method(config: RunConfig, plugins: Plugins) -> type[Method]:
+    """The run's method. Raises PluginError where it names other roles than its descriptor."""
+    method: type[Method] = plugins.load("method", config.recipe.method)
+    check_role_names(method, method_spec(config, plugins))
+    return method
+
+
 def used_specs(config: RunConfig, plugins: Plugins) -> list[Spec]:
     """The descriptors of everything that this run uses."""
-    method: type[Method] = plugins.load("method", config.recipe.method)
+    method = load_method(config, plugins)
     kinds = [("family", config.role_family(role)) for role in config.roles]
     kinds += [("method", config.recipe.method), ("sampler", method.sampling_plan(config).sampler_kind)]
-    family = family_spec(config, plugins)
-    kinds += [("validator", validator_name(config, family)), ("dataset_kind", family.dataset_kind)]
+    kinds += [("validator", validator_name(config, plugins)), ("dataset_kind", dataset_kind_name(config, plugins))]
     kinds += [("tracker", name) for name in config.training.trackers]
     return [plugins.spec(kind, name) for kind, name in dict.fromkeys(kinds)]
 
 
-def validator_name(config: RunConfig, family: FamilySpec) -> str:
-    return config.training.validator or family.validator
+def validator_name(config: RunConfig, plugins: Plugins) -> str:
+    family = family_spec(config, plugins)
+    return config.training.validator or plugins.named_by(family, "validator", family.validator)
+
+
+def dataset_kind_name(config: RunConfig, plugins: Plugins) -> str:
+    family = family_spec(config, plugins)
+    return plugins.named_by(family, "dataset_kind", family.dataset_kind)
 
 
 def _build_validator(
@@ -254,7 +266,7 @@ def _build_validator(
         output_dir=run_dir.validation,
         fps=config.training.validation_fps,
     )
-    validator: Validator = plugins.load("validator", validator_name(config, family_spec(config, plugins)))(context)
+    validator: Validator = plugins.load("validator", validator_name(config, plugins))(context)
     return validator
 
 

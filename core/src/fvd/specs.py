@@ -57,7 +57,32 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
+def _check_text(what: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be text, got {value!r}")
+
+
+def _check_word(what: str, value: object) -> None:
+    _check_text(what, value)
+    if not value:
+        raise ValueError(f"{what} must not be empty")
+
+
+def _check_flag(what: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, got {value!r}")
+
+
+def _check_mapping(what: str, value: object) -> None:
+    """A mapping with texts for keys; what stands under them is the caller's."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{what} must be a mapping, got {value!r}")
+    for key in value:
+        _check_text(f"{what}: a key", key)
+
+
 def _check_target(what: str, target: str) -> None:
+    _check_text(what, target)
     if not _TARGET.fullmatch(target):
         raise ValueError(f"{what} must look like 'package.module:attribute', got {target!r}")
 
@@ -65,6 +90,10 @@ def _check_target(what: str, target: str) -> None:
 def _check_names(what: str, names: Collection[str]) -> frozenset[str]:
     if isinstance(names, str):
         raise TypeError(f"{what} must be a set of names, got the string {names!r}")
+    if not isinstance(names, Collection):
+        raise TypeError(f"{what} must be a set of names, got {names!r}")
+    for name in names:
+        _check_word(f"{what}: a name", name)
     return frozenset(names)
 
 
@@ -91,17 +120,26 @@ class Spec:
     listed here and passes is a failure too."""
 
     def __post_init__(self) -> None:
+        _check_text(f"{self.kind} name", self.name)
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"{self.kind} name {self.name!r} must match [a-z][a-z0-9_]*")
-        _check_target(f"{self.kind} {self.name!r}: target", self.target)
+        what = f"{self.kind} {self.name!r}"
+        _check_target(f"{what}: target", self.target)
+        _check_text(f"{what}: summary", self.summary)
+        if self.summary.splitlines() not in ([], [self.summary]):
+            raise ValueError(f"{what}: summary must be one line, got {self.summary!r}")
+        _check_mapping(f"{what}: expected_failures", self.expected_failures)
+        for check, reason in self.expected_failures.items():
+            _check_text(f"{what}: expected_failures[{check!r}]", reason)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """What a family or a method contributes to the run files that `fvd plugins example` writes.
 
-    A family says where its weights come from; a method says which keys it cannot do without. Any family's example and any
-    method's make one run file together. Keys that are not given keep their defaults.
+    A family says where its weights come from, and how large its runs are; a method says which keys it cannot do without, and
+    how it learns. Any family's example and any method's make one run file together. Keys that are not given keep their
+    defaults.
     """
 
     path: str = ""
@@ -109,9 +147,23 @@ class Example:
     frozen_path: str = ""
     """Of a family: the same for frozen roles, where another model serves better. Default: ``path``."""
     training: Mapping[str, object] = field(default_factory=dict)
-    """Values under ``training:``. A method's count more than a family's."""
+    """Values under ``training:``. A family's count more than a method's, for it knows what its networks need: it says a
+    ``learning_rate`` only where no method's would do."""
     pipeline_config: Mapping[str, object] = field(default_factory=dict)
+    """Values under ``pipeline_config:``. A method's count more than a family's."""
     method_config: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_text("Example: path", self.path)
+        _check_text("Example: frozen_path", self.frozen_path)
+        _check_mapping("Example: training", self.training)
+        _check_mapping("Example: pipeline_config", self.pipeline_config)
+        _check_mapping("Example: method_config", self.method_config)
+
+
+def _check_example(what: str, example: object) -> None:
+    if not isinstance(example, Example):
+        raise TypeError(f"{what}: example must be a fvd.Example, got {example!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,14 +198,20 @@ class FamilySpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_target(f"family {self.name!r}: config", self.config)
-        if self.tiny:
-            _check_target(f"family {self.name!r}: tiny", self.tiny)
-        object.__setattr__(self, "provides", _check_primitives(f"family {self.name!r}", self.provides))
-        object.__setattr__(self, "samplers", _check_names(f"family {self.name!r}: samplers", self.samplers))
-        object.__setattr__(self, "attn_kinds", _check_names(f"family {self.name!r}: attn_kinds", self.attn_kinds))
-        if isinstance(self.export_formats, str) or not self.export_formats:
-            raise TypeError(f"family {self.name!r}: export_formats must be a tuple of at least one name")
+        what = f"family {self.name!r}"
+        _check_target(f"{what}: config", self.config)
+        if self.tiny != "":
+            _check_target(f"{what}: tiny", self.tiny)
+        object.__setattr__(self, "provides", _check_primitives(f"{what}: provides", self.provides))
+        object.__setattr__(self, "samplers", _check_names(f"{what}: samplers", self.samplers))
+        object.__setattr__(self, "attn_kinds", _check_names(f"{what}: attn_kinds", self.attn_kinds))
+        _check_text(f"{what}: latent_space", self.latent_space)
+        _check_word(f"{what}: validator", self.validator)
+        _check_word(f"{what}: dataset_kind", self.dataset_kind)
+        if not isinstance(self.export_formats, tuple) or not self.export_formats:
+            raise TypeError(f"{what}: export_formats must be a tuple of at least one name, got {self.export_formats!r}")
+        _check_names(f"{what}: export_formats", self.export_formats)
+        _check_example(what, self.example)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +222,8 @@ class RoleNeeds:
     needs: Collection[str] = frozenset()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "needs", _check_primitives("RoleNeeds", self.needs))
+        _check_flag("RoleNeeds: trainable", self.trainable)
+        object.__setattr__(self, "needs", _check_primitives("RoleNeeds: needs", self.needs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +236,11 @@ class MovedKey:
 
     to: str
     values: Mapping[object, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_word("MovedKey: to", self.to)
+        if not isinstance(self.values, Mapping):
+            raise TypeError(f"MovedKey: values must be a mapping, got {self.values!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,13 +262,20 @@ class MethodSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_target(f"method {self.name!r}: config", self.config)
-        object.__setattr__(self, "needs", _check_primitives(f"method {self.name!r}", self.needs))
+        what = f"method {self.name!r}"
+        _check_target(f"{what}: config", self.config)
+        object.__setattr__(self, "needs", _check_primitives(f"{what}: needs", self.needs))
         if not isinstance(self.roles, Mapping) or not self.roles:
-            raise TypeError(f"method {self.name!r}: roles must be a mapping of at least one role name to RoleNeeds")
+            raise TypeError(f"{what}: roles must be a mapping of at least one role name to RoleNeeds")
+        _check_mapping(f"{what}: roles", self.roles)
         for role, needs in self.roles.items():
             if not isinstance(needs, RoleNeeds):
-                raise TypeError(f"method {self.name!r}: roles[{role!r}] must be RoleNeeds, got {type(needs).__name__}")
+                raise TypeError(f"{what}: roles[{role!r}] must be RoleNeeds, got {type(needs).__name__}")
+        _check_mapping(f"{what}: moved_keys", self.moved_keys)
+        for key, moved in self.moved_keys.items():
+            if not isinstance(moved, MovedKey):
+                raise TypeError(f"{what}: moved_keys[{key!r}] must be a MovedKey, got {moved!r}")
+        _check_example(what, self.example)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +290,13 @@ class SamplerSpec(Spec):
     """Whether the loop runs on any descending list of timesteps, such as the ladder of a few-step student."""
     few_step: bool = False
     """Made for few-step students, whose x0 is a sample; validation warns when another role is sampled with it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        what = f"sampler {self.name!r}"
+        _check_word(f"{what}: scheduler", self.scheduler)
+        _check_flag(f"{what}: takes_timesteps", self.takes_timesteps)
+        _check_flag(f"{what}: few_step", self.few_step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +323,10 @@ class DatasetKindSpec(Spec):
 
     reads_folders: bool = True
     """Whether it reads the folders of ``training.data_path``; False where it makes its data, and the run file names none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_flag(f"dataset kind {self.name!r}: reads_folders", self.reads_folders)
 
 
 @dataclass(frozen=True, kw_only=True)

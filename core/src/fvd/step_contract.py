@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fvd.data.spec import RawBatch
-from fvd.errors import PluginError
+from fvd.errors import PluginError, mistake_in_code
 from fvd.methods import Loss, Method
 from fvd.rng import StepRandom
 from fvd.specs import MethodSpec
 
 
+def check_role_names(method: type[Method], spec: MethodSpec) -> None:
+    """Raise PluginError where a method's class and its descriptor, by which run files are checked, name different roles."""
+    if set(method.role_names) != set(spec.roles):
+        what = f"its role_names {sorted(method.role_names)} are not the descriptor's roles {sorted(spec.roles)}"
+        raise _error(_title(spec.name, method), what)
+
+
 def check_method(method: Method, spec: MethodSpec) -> None:
     """Raise PluginError where a built method is not what its descriptor says, or has a trained role without optimizer."""
-    if set(method.role_names) != set(spec.roles):
-        raise _broken(method, f"its role_names {sorted(method.role_names)} are not the descriptor's {sorted(spec.roles)}")
+    check_role_names(type(method), spec)
     for handle in method.roles.trainable:
         if not handle.optimizers:
             raise _broken(method, f"it has built no optimizer for the trained role {handle.name!r}")
@@ -69,11 +75,33 @@ def _check_loss(method: Method, loss: object) -> None:
         raise _broken(method, f"the loss {loss.name!r} reaches no parameter: it was detached, or computed without gradients")
     if loss.role not in [handle.name for handle in method.roles.trainable]:
         raise _broken(method, f"the loss {loss.name!r} is for the role {loss.role!r}, which is not a trained role of the run")
+    _check_numbers(method, "metric", loss.metrics)
+    _check_numbers(method, "count", loss.counts)
+
+
+def _check_numbers(method: Method, kind: str, values: Mapping[str, object]) -> None:
+    """A graph in a metric would be kept until it is logged, with all that hangs on it."""
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            if value.requires_grad:
+                raise _broken(method, f"the {kind} {name!r} carries a graph: give value.detach()")
+            if value.ndim != 0:
+                raise _broken(method, f"the {kind} {name!r} must be one number (a 0-dim tensor), got {list(value.shape)}")
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise _broken(method, f"the {kind} {name!r} must be a number or a 0-dim tensor, got {type(value).__name__}")
+
+
+def _title(name: str, method: type[Method]) -> str:
+    return f"the method {name} ({method.__module__}.{method.__name__})"
 
 
 def _name(method: Method) -> str:
-    return f"the method {method.run.recipe.method} ({type(method).__module__}.{type(method).__name__})"
+    return _title(method.run.recipe.method, type(method))
 
 
 def _broken(method: Method, what: str) -> PluginError:
-    return PluginError(f"{_name(method)} breaks its contract: {what}", cure="Report it to the authors of the method.")
+    return _error(_name(method), what)
+
+
+def _error(title: str, what: str) -> PluginError:
+    return PluginError(f"{title} breaks its contract: {what}", cure=mistake_in_code("the method's"))

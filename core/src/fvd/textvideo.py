@@ -162,7 +162,7 @@ class TextToVideoAdapter(TextToVideo, FlowMatchingAdapter):
 class TextToVideoDiffusionAdapter(TextToVideo, DiffusionAdapter):
     """A text-to-video family whose network predicts noise, v or x0. A subclass writes ``predict`` and `make_scheduler`.
 
-    ``pipeline_config.flow_shift`` moves the timesteps of training; 1 is none. The solver places its own.
+    ``pipeline_config.flow_shift`` moves the timesteps of training; 1, the default, is none. The solver places its own.
     """
 
     def __init__(self, context: FamilyContext, components: Components) -> None:

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fvd.console import progress
 from fvd.data.spec import RawBatch
-from fvd.errors import FvdError, PluginError
+from fvd.errors import FvdError, PluginError, mistake_in_code
 from fvd.events import CheckpointEvent, RunOutcome, StepEvent, ValidationEvent
 from fvd.metrics import StepMetrics
 from fvd.rng import StepRandom
@@ -138,7 +138,7 @@ class Trainer:
         if not parameters:
             raise PluginError(
                 f"the method {self.runtime.config.recipe.method} updates {role} at step {self.step}, but no loss reached it",
-                cure="Report it to the authors of the method.",
+                cure=mistake_in_code("the method's"),
             )
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         max_norm = self.runtime.config.training.max_grad_norm

@@ -66,9 +66,9 @@ class Arguments(argparse.Namespace):
         """All installed plugins and those that were asked for, loaded on first use."""
         return self.plugin_options.load()
 
-    def load_plugins_with(self, name: str) -> Plugins:
-        """As `plugins`, and with the one that is loaded on request only and is called ``name``."""
-        return self.plugin_options.load(mentioned=[name])
+    def load_plugins_with(self, *names: str) -> Plugins:
+        """As `plugins`, and with those that are loaded on request only and are called so."""
+        return self.plugin_options.load(mentioned=names)
 
     def load_all_plugins(self) -> Plugins:
         """As `plugins`, and with all that are loaded on request only: a run file may name any of them."""
@@ -110,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        if damage := _damaged_lists(error):
+            print(f"fvd: {damage}", file=sys.stderr)
+            return 1
         _name_the_plugin(error, args)
         raise
 
@@ -213,6 +216,21 @@ def _exit_status(stop: SystemExit) -> int:
         return stop.code or 0
     print(stop.code, file=sys.stderr)
     return 1
+
+
+def _damaged_lists(error: Exception) -> str:
+    """What to tell where a library, such as a part of torch, has failed on a list of entry points that cannot be read; fvd can
+    do without, and cannot keep all of them from looking. Empty for other exceptions."""
+    step = error.__traceback__
+    while step is not None and not str(step.tb_frame.f_globals.get("__name__", "")).startswith("importlib.metadata"):
+        step = step.tb_next
+    if step is None:
+        return ""
+    from fvd.plugins.installed import damaged_entry_points
+
+    damaged = damaged_entry_points()
+    cures = [f"{it.reason}\n{it.cure}" for it in damaged]
+    return "\n".join(["a library cannot be imported beside a damaged installation", *cures]) if damaged else ""
 
 
 def _name_the_plugin(error: Exception, args: Arguments) -> None:

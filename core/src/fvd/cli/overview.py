@@ -27,7 +27,7 @@ options about plugins, repeatable, before or after the command:
   -p no:NAME        do not load this one
   -p NAME           load this one, which is loaded on request only
   --plugin FILE     load this Python file as a plugin
-  --strict-plugins  stop if any plugin is not ok
+  --strict-plugins  stop if anything is wrong with a plugin
 """
 
 
@@ -48,13 +48,11 @@ def print_overview(args: Arguments, own_commands: Mapping[str, str]) -> None:
 
 
 def _print_plugin_commands(plugins: Plugins, own_commands: Mapping[str, str]) -> None:
-    ambiguous = plugins.ambiguous("command")
     rows = []
     for spec in plugins.specs("command"):
         owner = plugins.owner(spec)
         if spec.name not in own_commands:
-            name = f"{owner.distribution}:{spec.name}" if spec.name in ambiguous else spec.name
-            rows.append((name, f"{spec.summary}  [{owner.distribution} {owner.version}]"))
+            rows.append((plugins.name_of(spec), f"{spec.summary}  [{owner.distribution} {owner.version}]"))
     if rows:
         print("\ncommands of plugins:")
     for name, summary in sorted(rows):

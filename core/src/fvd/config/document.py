@@ -13,21 +13,27 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
+from fvd.plugins.faults import describe
+
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a section. ``default`` is plain data, and None where the key is required. ``description`` is one line."""
+    """One key of a section. ``default`` is plain data, and None where the key is required, or where there is a ``problem``: why
+    the default cannot be said. ``description`` is one line."""
 
     name: str
     type: str
     required: bool
     default: object
     description: str
+    problem: str = ""
 
     def __str__(self) -> str:
         """``flow_shift: float = 3.0``."""
         if self.required:
             return f"{self.name}: {self.type}  (required)"
+        if self.problem:
+            return f"{self.name}: {self.type}  ({self.problem})"
         text = yaml_text(self.default)
         return f"{self.name}: {self.type} = {text if len(text) <= 60 else text[:57] + '…'}"
 
@@ -42,15 +48,25 @@ class Key:
             "required": self.required,
             "default": self.default,
             "description": self.description,
+            **({"problem": self.problem} if self.problem else {}),
         }
 
 
 def keys_of(model: type[BaseModel]) -> list[Key]:
-    """Every key of ``model``, in its order."""
-    return [
-        Key(name, _type_name(info.annotation), info.is_required(), _default_of(info), _description_of(info))
-        for name, info in model.model_fields.items()
-    ]
+    """Every key of ``model``, in its order. A default that is no plain data is a problem of its key."""
+    return [_key_of(name, info) for name, info in model.model_fields.items()]
+
+
+def _key_of(name: str, info: FieldInfo) -> Key:
+    default, problem = None, ""
+    try:
+        default = _default_of(info)
+        yaml_text(default)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a function, or whatever a default_factory raises
+        default, problem = None, f"its default cannot be shown: {describe(error)} [P09]"
+    return Key(name, _type_name(info.annotation), info.is_required(), default, _description_of(info), problem)
 
 
 def yaml_text(value: object) -> str:

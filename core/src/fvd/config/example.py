@@ -77,7 +77,7 @@ def _spec(plugins: Plugins, name: str, spec_class: type[AnySpec]) -> AnySpec:
 
 def _reads_folders(plugins: Plugins, family: FamilySpec) -> bool:
     try:
-        kind = plugins.spec("dataset_kind", family.dataset_kind)
+        kind = plugins.spec("dataset_kind", plugins.named_by(family, "dataset_kind", family.dataset_kind))
     except PluginError:  # `fvd check` says so; most kinds read folders
         return True
     return not isinstance(kind, DatasetKindSpec) or kind.reads_folders
@@ -88,7 +88,7 @@ def _training_values(family: FamilySpec, method: MethodSpec, needs_data: bool) -
     if needs_data:
         values["data_path"] = f"data/{family.name}"
     values["max_train_steps"] = 1000
-    return {**values, **family.example.training, **method.example.training}
+    return {**values, **method.example.training, **family.example.training}
 
 
 def _heading(family: FamilySpec, method: MethodSpec, training: Mapping[str, object]) -> Iterator[str]:
@@ -125,7 +125,8 @@ def _section(name: str, keys: list[Key], values: Mapping[str, object]) -> Iterat
             yield from _key_lines(f"  {key.name}:", key, note="REQUIRED; ")
     for key in keys:
         if key.name not in values and not key.required:
-            yield from _key_lines(f"  # {key.name}: {yaml_text(key.default)}", key)
+            value = f" {yaml_text(key.default)}" if not key.problem else ""
+            yield from _key_lines(f"  # {key.name}:{value}", key, note=f"{key.problem}; " if key.problem else "")
 
 
 def _plain(value: object) -> object:

@@ -24,6 +24,8 @@ from fvd.specs import FamilySpec, MethodSpec
 
 SECTIONS = ("recipe", "roles", "training", "pipeline_config", "pipeline_config_path", "method_config", "plugins")
 
+A_WHOLE_FILE = "`fvd plugins example NAME` prints a whole run file of a family or a method."
+
 _NO_OPTIONS = PluginOptions()
 
 _SCHEMA_V2 = "Its sections: recipe {family, method}, roles {student: {path}}, a flat training, pipeline_config, method_config."
@@ -97,6 +99,9 @@ class _Reader:
     def read(self, overrides: Sequence[str]) -> LoadedRun:
         self.document = read_yaml(self.text, self.file)
         if not self.document.readable:
+            return self.without_plugins()
+        if not self.document.data:
+            self.report((), "the file is empty: no `key: value` line is in it", cure=A_WHOLE_FILE)
             return self.without_plugins()
         if _is_nested_layout(self.document.data):
             self.report((), "this is the nested layout (models, method, callbacks), and fvd reads schema v2", cure=_SCHEMA_V2)
@@ -194,7 +199,9 @@ class _Reader:
         try:
             self.plugins = self.given_plugins or self.options.load(only=only, mentioned=mentioned_plugins(self.document.data))
         except UnknownPluginName as error:
-            self.plugins = self.options.load(only=None if only is None else ())  # raises where the file is not to blame
+            known = None if only is None else [name for name in only if name not in error.names]
+            # Raises where the file is not to blame.
+            self.plugins = self.options.load(only=known, mentioned=mentioned_plugins(self.document.data))
             self.report(("plugins", "only"), error.message, cure=error.cure)
         for message, cure in unmet_requirements(choice.require if choice else (), self.plugins):
             self.report(("plugins", "require"), message, cure=cure)
@@ -225,7 +232,8 @@ class _Reader:
 
     def check_data_is_named(self, family: FamilySpec | None) -> None:
         """``training.data_path`` is required where the family's kind of data is read from folders."""
-        kind = self.find("dataset_kind", family.dataset_kind, ("recipe", "family")) if family else None
+        name = self.plugins.named_by(family, "dataset_kind", family.dataset_kind) if family else ""
+        kind = self.find("dataset_kind", name, ("recipe", "family")) if family else None
         section = self.document.data.get("training") or {}
         if kind and kind.reads_folders and isinstance(section, dict) and section.get("data_path") is None:
             self.report(("training", "data_path"), "is required and not given", cure=PREPARE_DATA)

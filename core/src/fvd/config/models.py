@@ -42,8 +42,12 @@ class StrictModel(BaseModel):
 class PipelineConfig(StrictModel):
     """What every family understands under ``pipeline_config:``; families subclass it."""
 
-    flow_shift: Annotated[float, Field(gt=0)] = 3.0
-    """The one source of the flow shift: training density, score timesteps and samplers all use it."""
+    flow_shift: Annotated[float, Field(gt=0)] = 1.0
+    """The one source of the flow shift: training density, score timesteps and flow-matching samplers all use it.
+
+    1 is none. Families whose models were made with a shift have it as their default; diffusion families shift the timesteps
+    of training alone, and their solvers place their own.
+    """
     sampler_kind: str | None = None
     """Sampler for validation and `fvd sample`, unless the method asks for its own. Default: ode."""
     components_path: str | None = None

@@ -6,6 +6,7 @@ schema marks.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 from fvd.config.models import PluginsConfig, Recipe, RoleConfig, TrainingConfig
 from fvd.errors import PluginError
 from fvd.plugins import Plugins
+from fvd.plugins.faults import describe
 from fvd.specs import FamilySpec, MethodSpec, SamplerSpec, Spec
 
 Schema = dict[str, Any]
@@ -43,15 +45,20 @@ def run_file_schema(plugins: Plugins) -> Schema:
     conditions = []
     for kind, section in (("family", "pipeline_config"), ("method", "method_config")):
         for name in plugins.names(kind):
+            spec, before = plugins.spec(kind, name), dict(definitions)
             try:
                 model = plugins.load_config(kind, name)
-            except PluginError as error:  # one broken plugin takes only its own part away
-                print(f"left out: {error.message}", file=sys.stderr)
-                continue
-            spec, reference = plugins.spec(kind, name), define(f"{kind}_{name}", model)
-            if isinstance(spec, FamilySpec):
-                _refine(definitions[f"{kind}_{name}"], "sampler_kind", _or_null(_name_of(plugins, "sampler", spec)))
-            conditions.append(_condition(name, spec, section, reference, model))
+                reference = define(f"{kind}_{name}", model)
+                if isinstance(spec, FamilySpec):
+                    _refine(definitions[f"{kind}_{name}"], "sampler_kind", _or_null(_name_of(plugins, "sampler", spec)))
+                json.dumps(definitions)
+                conditions.append(_condition(plugins, name, spec, section, reference, model))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # one broken plugin takes only its own part away
+                definitions.clear()
+                definitions.update(before)
+                print(f"left out: {_why(plugins, spec, error)}", file=sys.stderr)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fvd run file",
@@ -78,7 +85,13 @@ def run_file_schema(plugins: Plugins) -> Schema:
     }
 
 
-def _condition(name: str, spec: Spec, section: str, reference: Schema, model: type[BaseModel]) -> Schema:
+def _why(plugins: Plugins, spec: Spec, error: BaseException) -> str:
+    if isinstance(error, PluginError):
+        return error.message
+    return f"{spec.kind} {spec.name!r} of plugin {plugins.owner(spec)}: no JSON Schema of its config: {describe(error)} [P09]"
+
+
+def _condition(plugins: Plugins, name: str, spec: Spec, section: str, reference: Schema, model: type[BaseModel]) -> Schema:
     """If the recipe names this plugin, its section has this shape, and the roles are its method's."""
     is_needed = any(field.is_required() for field in model.model_fields.values())
     properties: Schema = {section: reference if is_needed else _or_null(reference)}
@@ -89,13 +102,17 @@ def _condition(name: str, spec: Spec, section: str, reference: Schema, model: ty
             for role, needs in spec.roles.items()
         }
         properties["roles"] = {"properties": about, "required": list(spec.roles), "additionalProperties": False}
-    recipe = {"properties": {spec.kind: {"pattern": _spelling(name)}}, "required": [spec.kind]}
+    others = [other for other in plugins.names(spec.kind) if other.rpartition(":")[2] == name and other != name]
+    recipe = {"properties": {spec.kind: {"pattern": _spelling(name, others)}}, "required": [spec.kind]}
     return {"if": {"properties": {"recipe": recipe}, "required": ["recipe"]}, "then": then}
 
 
-def _spelling(name: str) -> str:
-    """A short name may always be qualified: ``fvd-wan:wan``."""
-    return f"^{re.escape(name)}$" if ":" in name else f"^([^:]+:)?{re.escape(name)}$"
+def _spelling(name: str, others: Sequence[str] = ()) -> str:
+    """A short name may always be qualified: ``fvd-wan:wan``. others: qualified names that mean another component."""
+    if ":" in name:
+        return f"^{re.escape(name)}$"
+    not_others = f"(?!(?:{'|'.join(map(re.escape, others))})$)" if others else ""
+    return f"^{not_others}([^:]+:)?{re.escape(name)}$"
 
 
 def _name_of(plugins: Plugins, kind: str, family: FamilySpec | None = None) -> Schema:

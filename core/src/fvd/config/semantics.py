@@ -9,8 +9,10 @@ from fvd.config.check import CheckContext
 from fvd.errors import PluginError, Problem, Severity, did_you_mean
 from fvd.plugins import Plugins
 from fvd.plugins.fit import missing_primitives
-from fvd.specs import SAMPLING_PRIMITIVES, DatasetKindSpec, FamilySpec, MethodSpec, SamplerSpec
+from fvd.specs import SAMPLING_PRIMITIVES, DatasetKindSpec, MethodSpec, SamplerSpec
 
+PARQUET = "parquet"
+"""Core's dataset kind."""
 PREPARE_DATA = "Make it with `fvd data prepare CLIPS --family FAMILY --model MODEL --out FOLDER`."
 
 
@@ -103,9 +105,9 @@ def _trackers(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
 def _validator(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     if not ctx.run.training.log_validation:
         return []
-    chosen, of_family = ctx.run.training.validator, next(iter(ctx.families.values())).validator
+    chosen, family = ctx.run.training.validator, next(iter(ctx.families.values()))
     try:
-        plugins.spec("validator", chosen or of_family)
+        plugins.spec("validator", chosen or plugins.named_by(family, "validator", family.validator))
     except PluginError as error:
         return [ctx.problem("training.validator" if chosen else "recipe.family", error.message, cure=error.cure)]
     return []
@@ -133,22 +135,22 @@ def _size(ctx: CheckContext) -> list[Problem]:
 
 def _data(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     family, folders = next(iter(ctx.families.values())), ctx.run.training.data_sources()
-    kind = plugins.spec("dataset_kind", family.dataset_kind)
+    kind = plugins.spec("dataset_kind", plugins.named_by(family, "dataset_kind", family.dataset_kind))
     if folders and isinstance(kind, DatasetKindSpec) and not kind.reads_folders:
         message = f"has no effect: the family {family.name} makes its data itself"
         return [ctx.problem("training.data_path", message, severity="warning")]
     return [
         ctx.problem("training.data_path", lack, cure=f"{PREPARE_DATA} `fvd run` needs it.", severity="warning")
         for folder, _ in folders
-        if (lack := _lack_of(folder, family))
+        if (lack := _lack_of(folder, holds_parquet=kind is plugins.spec("dataset_kind", PARQUET)))
     ]
 
 
-def _lack_of(folder: Path, family: FamilySpec) -> str:
+def _lack_of(folder: Path, *, holds_parquet: bool) -> str:
     """What is wrong with a folder of data at first sight, or nothing."""
     if not folder.exists():
         return f"there is no folder {folder} here"
-    if family.dataset_kind == "parquet" and not any(folder.rglob("*.parquet")):
+    if holds_parquet and not any(folder.rglob("*.parquet")):
         return f"{folder} holds no prepared data"
     return ""
 

@@ -40,7 +40,8 @@ def read_yaml(text: str, file: str) -> Document:
     try:
         node = loader.get_single_node()
         if node is not None:
-            document.data = _construct(loader, node, (), document, file)
+            data = _construct(loader, node, (), document, file)
+            document.data = {} if data is None else data  # `---` and no more
     except yaml.YAMLError as error:
         return Document({}, problems=[_syntax_problem(error, file)], readable=False)
     finally:

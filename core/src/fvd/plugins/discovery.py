@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import Literal
 
@@ -16,6 +17,10 @@ State = Literal["ok", "slow", "disabled", "incompatible", "broken", "conflict"]
 
 GROUP = "fvd.plugins"
 """Entry points of plugins that are loaded wherever they are installed."""
+
+WITHOUT_ENTRY_POINTS = {"PYDANTIC_DISABLE_PLUGINS": "__all__", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+"""pydantic and torch scan the entry points of all distributions too, and fail where one list cannot be read. With these in
+the environment they do not look. They are set only where it is so, and not where the user has set them."""
 
 ON_REQUEST_GROUP = "fvd.plugins.on_request"
 """Entry points of plugins that are neither loaded nor listed until somebody names them."""
@@ -69,6 +74,11 @@ class Candidate:
     def is_core(self) -> bool:
         return (self.distribution, self.name) == (CORE_DISTRIBUTION, CORE_PLUGIN)
 
+    @property
+    def of_core(self) -> bool:
+        """Whether it comes with core: nobody can take its name."""
+        return canonical(self.distribution) == CORE_DISTRIBUTION
+
     def answers_to(self, name: str) -> bool:
         """Whether ``name`` means this plugin, see `means`."""
         return means(name, self.name, self.distribution)
@@ -88,25 +98,56 @@ def in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def find_candidates() -> list[Candidate]:
-    """Every entry point of both groups, `in_order`."""
-    return in_order(
-        _candidate(entry.name, entry.value, entry.dist, on_request=entry.group == ON_REQUEST_GROUP) for entry in _entry_points()
-    )
+    """Every entry point of both groups, `in_order`; and one for each distribution that seems to have some and whose list of
+    them cannot be read."""
+    entries, damaged = _entry_points()
+    found = [_candidate(it.name, it.value, it.dist, on_request=it.group == ON_REQUEST_GROUP) for it in entries]
+    return in_order([*found, *(_damaged_candidate(distribution) for distribution in damaged)])
 
 
-def _entry_points() -> list[EntryPoint]:
-    """Of both groups, from every distribution whose entry points can be read."""
+def _entry_points() -> tuple[list[EntryPoint], list[Distribution]]:
+    """Of both groups, from every distribution whose entry points can be read; and those that cannot, and speak of a group."""
     groups = (GROUP, ON_REQUEST_GROUP)
     try:
         everything = entry_points()  # one scan of all distributions; each scan opens a file of every one
-        return [entry for group in groups for entry in everything.select(group=group)]
+        return [entry for group in groups for entry in everything.select(group=group)], []
     except Exception:  # one damaged file, of whatever distribution, and `entry_points` gives nothing at all
         pass
+    for variable, value in WITHOUT_ENTRY_POINTS.items():
+        os.environ.setdefault(variable, value)
     found: dict[str, list[EntryPoint]] = {}
+    damaged: dict[str, Distribution] = {}
     for distribution in distributions():  # the first of a name on sys.path counts
         with contextlib.suppress(Exception):
-            found.setdefault(canonical(distribution.metadata["Name"]), list(distribution.entry_points))
-    return [entry for entries in found.values() for entry in entries if entry.group in groups]
+            name = canonical(distribution.metadata["Name"])
+            if name not in found and name not in damaged:
+                if _can_be_read(distribution):
+                    found[name] = list(distribution.entry_points)
+                else:
+                    damaged[name] = distribution
+    entries = [entry for entries in found.values() for entry in entries if entry.group in groups]
+    return entries, [distribution for distribution in damaged.values() if GROUP in _entry_points_text(distribution)]
+
+
+def _can_be_read(distribution: Distribution) -> bool:
+    try:
+        list(distribution.entry_points)
+    except Exception:
+        return False
+    return True
+
+
+def _entry_points_text(distribution: Distribution) -> str:
+    try:
+        return distribution.read_text("entry_points.txt") or ""
+    except UnicodeDecodeError as error:
+        return error.object.decode("latin-1")
+
+
+def _damaged_candidate(distribution: Distribution) -> Candidate:
+    """Under the distribution's name, for want of the plugin's."""
+    found = _candidate(distribution.metadata["Name"], "entry_points.txt", distribution, on_request=False)
+    return replace(found, metadata_problem="the entry_points.txt of its distribution cannot be read")
 
 
 def ask_the_authors(distribution: str) -> str:
@@ -166,17 +207,18 @@ def check_core_version(candidate: Candidate, core_version: str = fvd.__version__
 
 
 def _check_requirement(candidate: Candidate, line: str, core_version: str) -> None:
-    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.requirements import Requirement
 
     try:
         requirement = Requirement(line)
-    except InvalidRequirement:
+        # Some markers can be read and not be evaluated: `python_version ~= "x"`.
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        fits = requirement.specifier.contains(core_version, prereleases=True)
+    except ValueError:
         raise Unusable(
             "incompatible", "P02", f"requirement {line!r} cannot be read", f"Reinstall {candidate.distribution}."
         ) from None
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-        return
-    if not requirement.specifier.contains(core_version, prereleases=True):
+    if applies and not fits:
         raise Unusable(
             "incompatible",
             "P02",
@@ -186,21 +228,27 @@ def _check_requirement(candidate: Candidate, line: str, core_version: str) -> No
 
 
 def check_conflict(candidate: Candidate, others: Collection[Candidate]) -> None:
-    """Raise Unusable (P06) where another enabled entry point claims the same name or the same module. Nobody wins but
-    core, whose names cannot be taken."""
-    if candidate.is_core:
+    """Raise Unusable (P06) where another entry point claims the same name or the same module. Nobody wins but core, whose
+    names cannot be taken. others: those that are enabled, and all of core, whether they are asked for or not."""
+    if candidate.of_core:
         return
     rivals = [other for other in others if other is not candidate and _claims_the_same(candidate, other)]
     if not rivals:
         return
     same_name = any(canonical(other.name) == canonical(candidate.name) for other in rivals)
     claim = f"plugin name {candidate.name!r}" if same_name else f"module {candidate.module!r}"
-    raise Unusable(
-        "conflict",
-        "P06",
-        f"{claim} is claimed by {_and([candidate.distribution, *(other.distribution for other in rivals)])}",
-        f"Uninstall one of them, or disable one: -p no:{candidate.distribution}"
-        + "".join(f" or -p no:{other.distribution}" for other in rivals if not other.is_core),
+    claimants = _and([it.file or it.distribution for it in (candidate, *rivals)])
+    raise Unusable("conflict", "P06", f"{claim} is claimed by {claimants}", _cure_for_conflict(candidate, rivals))
+
+
+def _cure_for_conflict(candidate: Candidate, rivals: Collection[Candidate]) -> str:
+    files = sorted(it.file for it in (candidate, *rivals) if it.file)
+    if files:
+        return f"Rename {' or '.join(files)}, or leave {'one of them' if len(files) > 1 else 'it'} out."
+    if any(other.of_core for other in rivals):
+        return f"Uninstall {candidate.distribution}, or disable it: -p no:{candidate.distribution}"
+    return f"Uninstall one of them, or disable one: -p no:{candidate.distribution}" + "".join(
+        f" or -p no:{other.distribution}" for other in rivals
     )
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from fvd.plugins.discovery import LOCAL, Unusable
+from fvd.plugins.discovery import LOCAL, Unusable, canonical
+from fvd.plugins.required import requirement_names
 
 
 def describe(error: BaseException) -> str:
-    """``ValueError: what it says``, on one line."""
-    text = " ".join(str(error).split())
+    """``ValueError: what it says``, on one line. Never fails, whatever the exception does when it is asked for its text."""
+    try:
+        text = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        text = "(its text cannot be shown)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -29,10 +35,11 @@ def same_package(one: str, other: str) -> bool:
 def import_failure(distribution: str, module: str, error: BaseException) -> Unusable:
     """P03 for an exception that importing ``module`` raised. A module that is missing is told from a mistake."""
     place = place_in(module, error)
-    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+    if isinstance(error, ModuleNotFoundError) and isinstance(error.name, str):
         if same_package(error.name, module):
             return Unusable("broken", "P03", f"module {error.name!r} is not there{place}", reinstall(distribution))
-        return Unusable("broken", "P03", f"import failed: missing dependency {error.name!r}{place}", complete(distribution))
+        cure = complete(distribution, error.name)
+        return Unusable("broken", "P03", f"import failed: missing dependency {error.name!r}{place}", cure)
     cure = "Correct the file." if distribution == LOCAL else f"Report it to the authors of {distribution}, or disable it."
     return Unusable("broken", "P03", f"import failed: {describe(error)}{place}", cure)
 
@@ -44,8 +51,14 @@ def reinstall(distribution: str) -> str:
     return f"python -m pip install {distribution} --force-reinstall --no-deps"
 
 
-def complete(distribution: str) -> str:
-    """The cure for a dependency that is missing."""
+def complete(distribution: str, module: str) -> str:
+    """The cure for a dependency that is missing: ``module`` could not be imported."""
     if distribution == LOCAL:
         return "Install what the file imports."
-    return f"python -m pip install {distribution}   (brings the dependencies that it declares)"
+    package = module.partition(".")[0]
+    if canonical(package) in requirement_names(distribution):
+        return f"python -m pip install {distribution}   (brings the dependencies that it declares)"
+    return (
+        f"Install what provides the module {package!r}, and tell the authors of {distribution}: "
+        "they declare no dependency of that name."
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
@@ -117,15 +118,18 @@ def call_descriptor_hook(hooks: PluginHooks, hook: str, module: ModuleType, dist
         return []
     try:
         results = caller()
-    except (Exception, SystemExit) as error:
+        problem = _result_problem(results, len(implementations), HOOK_RETURNS[hook])
+        items = [] if problem else [item for result in results for item in result]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError):
             raise import_failure(distribution, module.__name__, error) from error
         reason = f"{hook}(): {describe(error)}{place_in(module.__name__, error)}"
         raise Unusable("broken", "P05", reason, ask_the_authors(distribution)) from error
-    problem = _result_problem(results, len(implementations), HOOK_RETURNS[hook])
     if problem:
         raise Unusable("broken", "P05", f"{hook}() {problem}", ask_the_authors(distribution))
-    return [item for result in results for item in result]
+    return items
 
 
 def _result_problem(results: list[Any], expected: int, spec_class: type[Spec]) -> str:
@@ -136,6 +140,10 @@ def _result_problem(results: list[Any], expected: int, spec_class: type[Spec]) -
         if not isinstance(result, Sequence) or isinstance(result, str):
             return f"{wanted}, got {type(result).__name__}"
         for item in result:
-            if not isinstance(item, spec_class):
+            # A subclass may do anything when it is read, and one without its fields fails wherever they are.
+            if type(item) is not spec_class:
                 return f"{wanted}, got {type(item).__name__} in the list"
+            missing = [it.name for it in fields(spec_class) if it.name not in vars(item)]
+            if missing:
+                return f"{wanted}, got one that was never made: it has no {', '.join(missing)}"
     return ""

@@ -1,4 +1,4 @@
-"""Installations that are not what they seem: editable ones that are out of date, and distributions that hide others."""
+"""Installations that are not what they seem: editable ones that are out of date, distributions that hide others, and damage."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from fvd.plugins.discovery import GROUP, LOCAL, ON_REQUEST_GROUP, canonical
-from fvd.plugins.registry import Plugins
+from fvd.plugins.faults import describe
+
+if TYPE_CHECKING:
+    from fvd.plugins.registry import Plugins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +64,11 @@ def editable_distributions() -> list[Distribution]:
 def editable_folder(found: Distribution) -> Path | None:
     """The source folder of an editable installation (PEP 610), or None."""
     try:
-        document = json.loads(found.read_text("direct_url.json") or "{}")
-    except ValueError:
-        return None
-    match document:
-        case {"url": str(url), "dir_info": {"editable": True}}:
-            return Path(unquote(urlsplit(url).path))
+        match json.loads(found.read_text("direct_url.json") or "{}"):
+            case {"url": str(url), "dir_info": {"editable": True}}:
+                return Path(unquote(urlsplit(url).path))
+    except ValueError:  # no JSON, or no URL
+        pass
     return None
 
 
@@ -77,12 +79,16 @@ def stale_entry_points(found: Distribution) -> StaleEntryPoints | None:
     declared = _declared(folder / "pyproject.toml") if folder else None
     if folder is None or declared is None:
         return None
-    installed = {(e.group, f"{e.name} = {e.value}") for e in found.entry_points if e.group in (GROUP, ON_REQUEST_GROUP)}
+    try:
+        name, version = found.name, found.version
+        installed = {(e.group, f"{e.name} = {e.value}") for e in found.entry_points if e.group in (GROUP, ON_REQUEST_GROUP)}
+    except Exception:  # metadata that cannot be read is another finding
+        return None
     if installed == declared:
         return None
     return StaleEntryPoints(
-        distribution=found.name,
-        version=found.version,
+        distribution=name,
+        version=version,
         folder=folder,
         not_installed=tuple(line for _, line in sorted(declared - installed)),
         not_declared=tuple(line for _, line in sorted(installed - declared)),
@@ -97,19 +103,26 @@ def _declared(pyproject: Path) -> set[tuple[str, str]] | None:
         project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project")
     except (OSError, ValueError):
         return None
-    if not isinstance(project, dict) or "entry-points" in project.get("dynamic", ()):
+    match project:
+        case {"dynamic": [*names]} if "entry-points" in names:
+            return None
+        case {"entry-points": dict(groups)}:
+            pass
+        case {"entry-points": _}:
+            return None
+        case dict():
+            groups = {}
+        case _:
+            return None
+    ours: dict[str, Any] = {group: groups.get(group, {}) for group in (GROUP, ON_REQUEST_GROUP)}
+    if not all(isinstance(entries, dict) for entries in ours.values()):
         return None
-    groups: dict[str, Any] = project.get("entry-points", {})
-    return {
-        (group, f"{name} = {str(value).strip()}")
-        for group in (GROUP, ON_REQUEST_GROUP)
-        for name, value in groups.get(group, {}).items()
-    }
+    return {(group, f"{name} = {str(value).strip()}") for group, entries in ours.items() for name, value in entries.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowedDistribution:
-    """Two installations of one distribution: Python sees the first on ``sys.path``, and pip may see the other.
+    """W03: two installations of one distribution. Python sees the first on ``sys.path``, and pip may see the other.
 
     versions and folders: in the order of ``sys.path``; the first counts.
     """
@@ -117,6 +130,8 @@ class ShadowedDistribution:
     distribution: str
     versions: tuple[str, ...]
     folders: tuple[Path, ...]
+
+    code = "W03"
 
     @property
     def reason(self) -> str:
@@ -142,6 +157,43 @@ def shadowed_distributions() -> list[ShadowedDistribution]:
         for _, found in sorted(places.items())
         if len(found) > 1
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamagedEntryPoints:
+    """A distribution whose entry_points.txt cannot be read: if it has plugins, nobody sees them."""
+
+    distribution: str
+    problem: str
+
+    @property
+    def reason(self) -> str:
+        return f"the entry points of {self.distribution} cannot be read ({self.problem}); its plugins, if any, are not seen"
+
+    @property
+    def cure(self) -> str:
+        return f"python -m pip install --force-reinstall --no-deps {self.distribution}"
+
+
+def damaged_entry_points() -> list[DamagedEntryPoints]:
+    """Of the distributions that Python sees, sorted by name."""
+    seen: dict[str, DamagedEntryPoints | None] = {}
+    for found in distributions():  # the first of a name on sys.path counts
+        try:
+            name = found.metadata["Name"]
+        except Exception:  # metadata that cannot be read is another finding
+            continue
+        if name and canonical(name) not in seen:
+            seen[canonical(name)] = _damage(name, found)
+    return [damaged for _, damaged in sorted(seen.items()) if damaged]
+
+
+def _damage(name: str, found: Distribution) -> DamagedEntryPoints | None:
+    try:
+        list(found.entry_points)
+    except Exception as error:  # what it raises depends on the damage
+        return DamagedEntryPoints(distribution=name, problem=describe(error))
+    return None
 
 
 def _installations() -> Iterator[tuple[str, str, Path]]:

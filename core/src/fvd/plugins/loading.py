@@ -17,8 +17,8 @@ from fvd.plugins.discovery import (
     check_core_version,
     check_entry_point,
 )
-from fvd.plugins.faults import import_failure
-from fvd.plugins.hooks import HOOK_RETURNS, PluginHooks, call_descriptor_hook
+from fvd.plugins.faults import describe, import_failure, place_in
+from fvd.plugins.hooks import HOOK_NAMES, HOOK_RETURNS, PluginHooks, call_descriptor_hook
 from fvd.plugins.local import make_importable
 from fvd.plugins.records import LoadedPlugin, make_record
 from fvd.plugins.trace import measure
@@ -40,11 +40,18 @@ def load_plugin(candidate: Candidate, enabled: Collection[Candidate], disabled: 
         before, start = set(sys.modules), time.perf_counter()
         module = _import(candidate)
         hooks = PluginHooks(module, candidate.distribution)
+        if candidate.file and not hooks.implemented:
+            raise _without_hooks()
         specs = _collect_specs(hooks, candidate, module)
         if module not in _SLOW:
             _SLOW[module] = _slow(candidate, {*sys.modules} - before | {candidate.module}, time.perf_counter() - start)
     except Unusable as unusable:
         return LoadedPlugin(make_record(candidate, unusable), failure=unusable)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # code and metadata of strangers: nothing that they do may end the program
+        unforeseen = _unforeseen(candidate, error)
+        return LoadedPlugin(make_record(candidate, unforeseen), failure=unforeseen)
     return LoadedPlugin(make_record(candidate, _SLOW[module], specs), module, hooks, specs)
 
 
@@ -53,10 +60,28 @@ def _import(candidate: Candidate) -> ModuleType:
         make_importable(candidate)
     try:
         with measure(str(candidate), "import"):
-            return import_module(candidate.module)
-    # A plugin that calls sys.exit() on import must not end the program either.
-    except (Exception, SystemExit) as error:
+            module = import_module(candidate.module)
+    except KeyboardInterrupt:
+        raise
+    # A plugin that calls sys.exit() on import, or whose extension panics, must not end the program either.
+    except BaseException as error:
         raise import_failure(candidate.distribution, candidate.module, error) from error
+    if not isinstance(module, ModuleType):
+        reason = f"import failed: {candidate.module} puts {type(module).__name__} in the place of its module"
+        raise Unusable("broken", "P03", reason, ask_the_authors(candidate.distribution))
+    return module
+
+
+def _unforeseen(candidate: Candidate, error: BaseException) -> Unusable:
+    reason = f"cannot be loaded: {describe(error)}{place_in(candidate.module, error)}"
+    unforeseen = Unusable("broken", "P03", reason, ask_the_authors(candidate.distribution))
+    unforeseen.__cause__ = error
+    return unforeseen
+
+
+def _without_hooks() -> Unusable:
+    """P04 for a local file: who names one with ``--plugin`` expects something of it."""
+    return Unusable("broken", "P04", "it implements no hook", f"Mark one with @fvd.hookimpl: {', '.join(sorted(HOOK_NAMES))}.")
 
 
 def _slow(candidate: Candidate, new_modules: Collection[str], seconds: float) -> Unusable | None:

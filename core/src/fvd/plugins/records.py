@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from fvd.plugins.discovery import Candidate, State, Unusable, means
+from fvd.plugins.discovery import CORE_DISTRIBUTION, Candidate, State, Unusable, canonical, means
 from fvd.plugins.hooks import PluginHooks
 from fvd.specs import Spec
 
@@ -14,7 +14,7 @@ from fvd.specs import Spec
 class PluginRecord:
     """One plugin and what became of it.
 
-    module: its entry point's value. code: ``P02`` and so on, empty when ok; docs/errors has a page for each. reason,
+    module: its entry point's value. code: ``P02`` and so on, empty when ok; `fvd plugins explain` has a page for each. reason,
     cure: one line each, for people. provides: ``family:wan``, one for each descriptor. file: the path of a local
     plugin (``--plugin FILE``), else empty.
     """
@@ -44,6 +44,11 @@ class PluginRecord:
     def usable(self) -> bool:
         """Whether what it provides can be used; a slow plugin's can."""
         return self.state in ("ok", "slow")
+
+    @property
+    def of_core(self) -> bool:
+        """Whether it comes with core: a name that it provides is core's, whoever else provides it."""
+        return canonical(self.distribution) == CORE_DISTRIBUTION
 
     def answers_to(self, name: str) -> bool:
         """Whether ``name`` means this plugin: its entry point, its distribution or ``distribution:entry_point``, in any

@@ -8,17 +8,22 @@ from types import TracebackType
 
 from fvd.errors import PluginError
 from fvd.plugins.faults import same_package
+from fvd.plugins.findings import Finding
 from fvd.plugins.records import LoadedPlugin
 
 
-def refusal(plugins: Sequence[LoadedPlugin], *, with_traceback: bool) -> PluginError:
-    """One error for all of ``plugins``, which are not ok. with_traceback: for their authors, through their own code."""
+def refusal(plugins: Sequence[LoadedPlugin], findings: Sequence[Finding], *, with_traceback: bool) -> PluginError:
+    """One error for all of ``plugins``, which are not ok, and for ``findings``. with_traceback: for their authors, through
+    their own code."""
     lines = []
     for plugin in plugins:
         record = plugin.record
         lines.append(f"--plugin {record.file}: {record.reason} [{record.code}]" if record.file else record.verdict())
         lines += [f"    {line}" for line in _own_traceback(plugin)] if with_traceback else []
         lines.append(f"  {record.cure}")
+    for finding in findings:
+        about = f"{finding.plugin}: " if finding.plugin else ""
+        lines += [f"{about}{finding.message} [{finding.code}]", f"  {finding.cure}"]
     return PluginError("\n".join(line for line in lines if line.strip()))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fvd.errors import PluginError, Problem
@@ -22,11 +22,18 @@ from fvd.specs import FamilySpec, MethodSpec, Spec
 
 if TYPE_CHECKING:
     from fvd.config.check import CheckContext
+    from fvd.plugins.findings import Finding
 
 KINDS = tuple(spec_class.kind for spec_class in HOOK_RETURNS.values())
 """``family``, ``method``, ``sampler``, …"""
 
 STRICT_VARIABLE = "FVD_STRICT_PLUGINS"
+
+
+def split_kind(word: str) -> tuple[str, str]:
+    """``("method", "finetune")`` for ``method:finetune``, as `fvd plugins list` prints it; ``("", "wan")`` for ``wan``."""
+    kind, _, name = word.partition(":")
+    return (kind, name) if kind in KINDS and name else ("", word)
 
 
 def load_plugins(
@@ -46,7 +53,8 @@ def load_plugins(
     ``fvd.plugins.on_request`` to load as well; ``only`` and FVD_PLUGINS request what they name too. mentioned: words
     that are perhaps such names, as a run file uses them. files: local plugins, ``my_method.py``. FVD_DISABLE_PLUGINS and
     FVD_PLUGINS (unset: all; empty: none but core; a list: only those) apply as well. strict, or FVD_STRICT_PLUGINS=1:
-    a plugin that is anything but ok or disabled is an error.
+    a plugin that is anything but ok or disabled is an error, and so are a component that two plugins provide (P07) and an
+    editable installation that is out of date (W02).
 
     Raises PluginError for a name that means no installed plugin, and for a file that cannot be used.
     """
@@ -58,20 +66,25 @@ def load_plugins(
     enabled = [candidate for candidate in present if candidate not in disabled]
     # What a plugin prints while it loads must not end up in the output of `fvd plugins list --json`.
     with contextlib.redirect_stdout(sys.stderr):
-        loaded = [load_plugin(candidate, enabled, disabled) for candidate in present]
+        claimants = [*enabled, *(candidate for candidate in candidates if candidate.of_core and candidate not in enabled)]
+        loaded = [load_plugin(candidate, claimants, disabled) for candidate in present]
+    plugins = Plugins(loaded, on_request=[candidate.name for candidate in candidates if candidate not in present])
     if strict or switched_on(STRICT_VARIABLE):
-        _refuse([plugin for plugin in loaded if plugin.record.state not in ("ok", "disabled")], with_traceback=True)
+        from fvd.plugins.findings import findings_of
+
+        faulty = [plugin for plugin in loaded if plugin.record.state not in ("ok", "disabled")]
+        _refuse(faulty, list(findings_of(plugins)), with_traceback=True)
     _refuse([plugin for plugin in loaded if plugin.record.file and plugin.record.code not in ("", "P10")])
-    return Plugins(loaded, on_request=[candidate.name for candidate in candidates if candidate not in present])
+    return plugins
 
 
-def _refuse(plugins: list[LoadedPlugin], *, with_traceback: bool = False) -> None:
-    """Raise one PluginError for all of ``plugins``, where there are any."""
-    if not plugins:
+def _refuse(plugins: list[LoadedPlugin], findings: Sequence[Finding] = (), *, with_traceback: bool = False) -> None:
+    """Raise one PluginError for all of ``plugins`` and ``findings``, where there are any."""
+    if not plugins and not findings:
         return
     from fvd.plugins.refusal import refusal
 
-    raise refusal(plugins, with_traceback=with_traceback)
+    raise refusal(plugins, findings, with_traceback=with_traceback)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +105,22 @@ class PluginOptions:
 
 def _exact_name(record: PluginRecord, spec: Spec, rivals: Collection[PluginRecord]) -> str:
     """rivals: all that provide a component of that name, where they are several."""
-    if not rivals:
+    if not rivals or record.of_core:
         return spec.name
     # Two plugins of one distribution are told apart by plugin name.
     shared = sum(rival.distribution == record.distribution for rival in rivals) > 1
     return f"{record.name if shared else record.distribution}:{spec.name}"
 
 
+def _of_a_stranger(problem: Problem, record: PluginRecord) -> Problem:
+    """A finding of a plugin that the run does not use."""
+    message = f"{problem.message} (says plugin {record}, which this run does not use)"
+    return replace(problem, message=message, severity="warning" if problem.severity == "error" else problem.severity)
+
+
 class Plugins:
-    """The plugins of one process. Names are short (``wan``), or qualified by a distribution (``acme-wan:wan``)."""
+    """The plugins of one process. Names are short (``wan``), or qualified by a distribution (``acme-wan:wan``). A short name
+    that core provides means core's, always: nobody stops the runs of others by taking it."""
 
     def __init__(self, loaded: list[LoadedPlugin], *, on_request: Collection[str] = ()) -> None:
         self._loaded = loaded
@@ -120,15 +140,36 @@ class Plugins:
 
     def names(self, kind: str) -> list[str]:
         """What a run file may say, sorted: short names, and qualified ones where a short name is ambiguous."""
-        ambiguous = self.ambiguous(kind)
-        return sorted(_exact_name(record, spec, ambiguous.get(spec.name, [])) for record, spec in self._of_kind(kind))
+        shared = self._shared(kind)
+        return sorted(_exact_name(record, spec, shared.get(spec.name, [])) for record, spec in self._of_kind(kind))
 
     def name_of(self, spec: Spec) -> str:
         """What a run file calls this component, one of `names`."""
-        return _exact_name(self.owner(spec), spec, self.ambiguous(spec.kind).get(spec.name, []))
+        return _exact_name(self.owner(spec), spec, self._shared(spec.kind).get(spec.name, []))
+
+    def named_by(self, family: FamilySpec, kind: str, name: str) -> str:
+        """What a run file would call the validator or dataset kind that a family's descriptor calls ``name``: that of the
+        family's own distribution, where it has one, for its authors know of no other."""
+        owner = self.owner(family)
+        own = (record for record, spec in self._of_kind(kind) if spec.name == name)
+        return f"{owner.distribution}:{name}" if any(record.distribution == owner.distribution for record in own) else name
 
     def ambiguous(self, kind: str) -> dict[str, list[PluginRecord]]:
         """Short names that several plugins provide, with those plugins. Nobody wins them."""
+        shared = self._shared(kind).items()
+        return {name: records for name, records in shared if not any(record.of_core for record in records)}
+
+    def behind_core(self, kind: str) -> list[Spec]:
+        """Components of a name that is core's: they are reached by what `name_of` says, and not by that name."""
+        shared = self._shared(kind)
+        return [
+            spec
+            for record, spec in self._of_kind(kind)
+            if not record.of_core and any(rival.of_core for rival in shared.get(spec.name, []))
+        ]
+
+    def _shared(self, kind: str) -> dict[str, list[PluginRecord]]:
+        """Short names that several plugins provide, with those plugins."""
         providers: dict[str, list[PluginRecord]] = {}
         for record, spec in self._of_kind(kind):
             providers.setdefault(spec.name, []).append(record)
@@ -152,6 +193,12 @@ class Plugins:
         if found:
             raise missing.ambiguous(kind, name, [record for record, _ in found])
         raise missing.unknown(self, kind, name)
+
+    def meant_by(self, word: str) -> list[Spec]:
+        """The components that ``word`` means: ``wan``, ``acme-wan:wan``, and with a kind, ``family:wan``. Perhaps none, or of
+        several plugins."""
+        kind, name = split_kind(word)
+        return [spec for one in ([kind] if kind else KINDS) for _, spec in self._find(one, name)]
 
     def load(self, kind: str, name: str) -> Any:
         """Import what the descriptor's target names. Raises PluginError naming distribution, version and target."""
@@ -193,30 +240,45 @@ class Plugins:
         qualifier, colon, short = name.rpartition(":")
         found = [(record, spec) for record, spec in self._of_kind(kind) if spec.name == short]
         if not colon:
-            return found
+            return [pair for pair in found if pair[0].of_core] or found
         # A distribution first: the plugin of another distribution may go by the same word.
         of_distribution = [pair for pair in found if canonical(pair[0].distribution) == canonical(qualifier)]
         return of_distribution or [pair for pair in found if canonical(pair[0].name) == canonical(qualifier)]
 
     # --- hooks ---
     def check_config(self, ctx: CheckContext) -> list[Problem]:
-        """What the plugins find in a run file. A check that fails is itself a finding that names its plugin: an error where
-        the run uses that plugin, else a warning."""
+        """What the plugins find in a run file. A check that fails is itself a finding that names its plugin. Errors count where
+        the run uses the plugin that finds them; of another one they are warnings that name it."""
         problems: list[Problem] = []
-        used = {self.owner(spec) for spec in (ctx.method, *ctx.families.values())}
+        used = self._used_by(ctx)
         for record, call in self._callers("fvd_check_config"):
             try:
-                with measure(str(record), "fvd_check_config"):
+                # What a plugin prints must not end up in the output of `fvd check --json`.
+                with contextlib.redirect_stdout(sys.stderr), measure(str(record), "fvd_check_config"):
                     found = [problem for result in call(ctx=ctx) for problem in result]
-                strangers = [type(item).__name__ for item in found if not isinstance(item, Problem)]
+                strangers = [type(item).__name__ for item in found if type(item) is not Problem]
                 if strangers:
                     raise TypeError(f"fvd_check_config() must return a list of Problem, got {', '.join(strangers)} in it")
-                problems += found
-            except (Exception, SystemExit) as error:
+                problems += found if record in used else [_of_a_stranger(problem, record) for problem in found]
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 message = f"plugin {record}: its check of the run file failed: {describe(error)}"
                 cure = ask_the_authors(record.distribution)
                 problems.append(Problem(message=message, cure=cure, severity="error" if record in used else "warning"))
         return problems
+
+    def _used_by(self, ctx: CheckContext) -> set[PluginRecord]:
+        """The plugins that the run file names or implies. Which sampler a method chooses for itself is not known here."""
+        training, owners = ctx.run.training, {self.owner(ctx.method)}
+        names = [("tracker", name) for name in training.trackers]
+        names += [("sampler", kind)] if (kind := ctx.run.pipeline_config.sampler_kind) else []
+        names += [("validator", training.validator)] if training.validator else []
+        for family in ctx.families.values():
+            owners.add(self.owner(family))
+            names.append(("dataset_kind", self.named_by(family, "dataset_kind", family.dataset_kind)))
+            names.append(("validator", self.named_by(family, "validator", family.validator)))
+        return owners | {record for kind, name in names for record, _ in self._find(kind, name)}
 
     def notify(self, hook_name: str, **kwargs: object) -> None:
         """Tell every plugin. One that fails is logged, once for each hook, and the run goes on."""
@@ -224,7 +286,9 @@ class Plugins:
             try:
                 with measure(str(record), hook_name):
                     call(**kwargs)
-            except (Exception, SystemExit):
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 self._report_once(record, hook_name)
 
     def _report_once(self, record: PluginRecord, hook_name: str) -> None:

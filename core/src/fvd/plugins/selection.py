@@ -14,7 +14,11 @@ ALLOW_VARIABLE = "FVD_PLUGINS"
 
 
 class UnknownPluginName(PluginError):
-    """Somebody switches on or off what is not installed, or core."""
+    """Somebody switches on or off what is not installed, or core. names: those that mean nothing here."""
+
+    def __init__(self, message: str, *, cure: str, names: Collection[str]) -> None:
+        super().__init__(message, cure=cure)
+        self.names = frozenset(names)
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,8 @@ def find_switches(
     disable: Collection[str], only: Collection[str] | None, request: Collection[str], environment: Mapping[str, str]
 ) -> list[Switch]:
     """All places that are in use. Each narrows what the others leave: a run file cannot widen FVD_PLUGINS."""
-    switches = []
-    if disable:
-        switches.append(Switch("-p no:NAME", tuple(disable), "denies"))
-    if request:
-        switches.append(Switch("-p NAME", tuple(request), "requests"))
+    switches = [Switch(f"-p no:{name}", (name,), "denies") for name in disable]
+    switches += [Switch(f"-p {name}", (name,), "requests") for name in request]
     if only is not None:
         switches.append(Switch("plugins.only", tuple(only), "allows"))
     if DISABLE_VARIABLE in environment:
@@ -52,10 +53,12 @@ def _split(value: str) -> tuple[str, ...]:
 def check_switches(switches: Sequence[Switch], candidates: Sequence[Candidate]) -> None:
     """Raise UnknownPluginName for names that mean no installed plugin, and for core among those to disable."""
     problems = []
+    unknown = []
     for switch in switches:
         for name in switch.names:
             named = [candidate for candidate in candidates if candidate.answers_to(name)]
             if not named:
+                unknown.append(name)
                 known = sorted({word for candidate in candidates for word in (candidate.name, candidate.distribution)})
                 problems.append(f"{switch.place} names {name!r}, but no such plugin is installed{did_you_mean(name, known)}")
             elif switch.effect == "denies" and any(candidate.is_core for candidate in named):
@@ -64,7 +67,7 @@ def check_switches(switches: Sequence[Switch], candidates: Sequence[Candidate]) 
         installed = ", ".join(candidate.name for candidate in candidates if not candidate.on_request) or "none"
         on_request = ", ".join(candidate.name for candidate in candidates if candidate.on_request)
         also = f" On request: {on_request}." if on_request else ""
-        raise UnknownPluginName("\n".join(problems), cure=f"Installed plugins: {installed}.{also}")
+        raise UnknownPluginName("\n".join(problems), cure=f"Installed plugins: {installed}.{also}", names=unknown)
 
 
 def find_present(switches: Sequence[Switch], mentioned: Collection[str], candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -80,7 +83,9 @@ def find_present(switches: Sequence[Switch], mentioned: Collection[str], candida
 
 def _asks_for(name: str, candidate: Candidate, others: Collection[Candidate]) -> bool:
     """A name that means another plugin anyway asks for no more: ``fvd-core`` is core without its toys."""
-    return candidate.answers_to(name) and not any(other.answers_to(name) for other in others)
+    # What a stranger's plugin is called takes nothing away from core's.
+    rivals = [other for other in others if other.of_core] if candidate.of_core else others
+    return candidate.answers_to(name) and not any(rival.answers_to(name) for rival in rivals)
 
 
 def find_disabled(switches: Sequence[Switch], candidates: Sequence[Candidate]) -> dict[Candidate, Unusable]:
@@ -96,7 +101,12 @@ def find_disabled(switches: Sequence[Switch], candidates: Sequence[Candidate]) -
 
 def _switches_off(switch: Switch, candidate: Candidate) -> bool:
     named = any(candidate.answers_to(name) for name in switch.names)
-    return {"denies": named, "allows": not named, "requests": False}[switch.effect]
+    match switch.effect:
+        case "denies":
+            return named
+        case "allows":
+            return not named and not candidate.file  # whoever gives a file with --plugin names it
+    return False
 
 
 def _reason(switch: Switch) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fvd.errors import FvdError, PluginError, did_you_mean
@@ -19,23 +22,28 @@ def import_target(record: PluginRecord, what: str, target: str) -> Any:
     module_name, _, attribute = target.partition(":")
     subject = f"{what} of plugin {record} cannot be loaded: target {target}"
     try:
-        with measure(str(record), f"target {target}"):
-            module = import_module(module_name)
-    except FvdError:
+        # What a plugin prints must not end up in the output of `--json`.
+        with contextlib.redirect_stdout(sys.stderr), measure(str(record), f"target {target}"):
+            return _attribute(record, subject, import_module(module_name), attribute)
+    except (FvdError, KeyboardInterrupt):
         raise
-    except ModuleNotFoundError as error:
-        name = error.name or str(error)
-        if same_package(name, module_name):
+    # A plugin that calls sys.exit(), or whose extension panics, must not end the program either.
+    except BaseException as error:
+        name = error.name if isinstance(error, ModuleNotFoundError) else None
+        if not isinstance(name, str):
+            message = f"{subject}: {describe(error)}{place_in(module_name, error)} [P09]"
+            cure = ask_the_authors(record.distribution)
+        elif same_package(name, module_name):
             message = f"{subject}: there is no module {name!r} [P09]"
             cure = f"The installation is incomplete, or the plugin is at fault: {reinstall(record.distribution)}"
         else:
             message = f"{subject}: it needs the module {name!r}, which is not installed [P09]"
-            cure = f"Bring what it needs: {complete(record.distribution)}"
+            cure = complete(record.distribution, name)
         raise PluginError(message, cure=cure) from error
-    # A plugin that calls sys.exit() on import must not end the program either.
-    except (Exception, SystemExit) as error:
-        place = place_in(module_name, error)
-        raise PluginError(f"{subject}: {describe(error)}{place} [P09]", cure=ask_the_authors(record.distribution)) from error
+
+
+def _attribute(record: PluginRecord, subject: str, module: ModuleType, attribute: str) -> Any:
+    """Perhaps made only now: a module may have a ``__getattr__`` that imports."""
     try:
         return getattr(module, attribute)
     except AttributeError as error:

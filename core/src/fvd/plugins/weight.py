@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 HEAVY_MODULES = frozenset(
     {
@@ -30,12 +31,17 @@ def heavy_among(new_modules: Collection[str]) -> set[str]:
 
 
 def _origins(module: ModuleType) -> Iterator[str]:
-    """Top-level packages of the modules and classes in a namespace. Touches no lazy attribute."""
+    """Top-level packages of the modules, classes, functions and other objects in a namespace. Touches no lazy attribute: what
+    is asked is Python's own, or the class."""
     for value in list(vars(module).values()):
+        value = value.__self__ if type(value) is MethodType else value
         if issubclass(type(value), ModuleType):
             yield _top(str(vars(value).get("__name__", "")))
-        elif issubclass(type(value), type):
-            for base in value.__mro__:
+        elif issubclass(type(value), (FunctionType, BuiltinFunctionType)):
+            yield _top(str(value.__module__))
+        else:  # an instance is of its classes
+            found: Any = value if issubclass(type(value), type) else type(value)
+            for base in found.__mro__:
                 yield _top(str(base.__module__))
 
 

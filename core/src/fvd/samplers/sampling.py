@@ -28,7 +28,7 @@ class LoadedSampler:
 
 
 @runtime_checkable
-class _CountsSteps(Protocol):
+class CountsSteps(Protocol):
     """A scheduler of diffusers that counts its steps. Others, such as DDIM, need only the timestep."""
 
     def set_begin_index(self, begin_index: int) -> None: ...
@@ -75,7 +75,7 @@ def sample_latents(
     scheduler = model.adapter.scheduler(sampler.spec.scheduler)
     if timesteps is None:
         scheduler.set_timesteps(steps, device=model.adapter.device)
-        if isinstance(scheduler, _CountsSteps):
+        if isinstance(scheduler, CountsSteps):
             # Solvers that round timesteps may have equal ones; without this they would look up their place by value.
             scheduler.set_begin_index(0)
         chosen = scheduler.timesteps

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import fvd
 from fvd.errors import FvdError, PluginError
 from fvd.files import folder_written_aside
-from fvd.plugins.discovery import canonical
+from fvd.plugins.discovery import LOCAL, canonical
 
 if TYPE_CHECKING:
     from fvd.plugins import Plugins
@@ -35,8 +35,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 """What a new plugin can be, and what its code imports besides fvd."""
 
 SUFFIX = ".template"
-_DISTRIBUTION = re.compile(r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*")
-_COMPONENT = re.compile(r"[a-z][a-z0-9_]*")
+_WORDS = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -58,25 +57,32 @@ class NewPlugin:
 
     def check(self, plugins: Plugins) -> None:
         """Raise PluginError for names that cannot be used, or that are somebody else's already."""
-        if not self._is_well_formed:
-            raise PluginError(
-                f"{self.distribution!r} cannot be its name: it takes lower-case letters and digits, in words joined by `-`, "
-                "and what comes after `fvd-` begins with a letter and is no word of Python",
-                cure=_suggestion(self.distribution),
-            )
+        problem = self._problem
+        if problem:
+            raise PluginError(f"{self.distribution!r} cannot be its name: {problem}", cure=_suggestion(self.distribution))
         taken = self._taken_by(plugins)
         if taken:
             raise PluginError(f"{self.distribution!r} cannot be used: {taken}", cure="Choose another name.")
 
     @property
-    def _is_well_formed(self) -> bool:
-        is_component = _COMPONENT.fullmatch(self.name) is not None and not keyword.iskeyword(self.name)
-        return is_component and _DISTRIBUTION.fullmatch(self.distribution) is not None
+    def _problem(self) -> str:
+        """Why these cannot be names, or nothing."""
+        if not _WORDS.fullmatch(self.distribution):
+            return "it takes lower-case letters (a to z) and digits, in words joined by `-`"
+        if not self.distribution[0].isalpha():
+            return "it must begin with a letter"
+        if not self.name[0].isalpha():
+            return "what comes after `fvd-` must begin with a letter"
+        return f"{self.name} is a word of Python" if keyword.iskeyword(self.name) else ""
 
     def _taken_by(self, plugins: Plugins) -> str:
         """Who has one of the names already, or nothing."""
         from fvd.plugins.missing import catalogue
 
+        if self.name == LOCAL or canonical(self.distribution) == LOCAL:
+            return f"{LOCAL} stands for plugins that are one file"
+        if self.kind == "tracker" and self.name == "none":
+            return "`trackers: none` means that there is none"
         known = catalogue()
         owner = known.get(self.kind, {}).get(self.name)
         if owner:
@@ -138,6 +144,8 @@ def _values(new: NewPlugin) -> dict[str, str]:
 
 
 def _suggestion(text: str) -> str:
+    if not text.isascii():
+        return "For example: fvd-mine"  # what is left of its letters would be no word
     words = [word for word in re.findall(r"[a-z][a-z0-9]*", text.lower()) if word != "fvd" and not keyword.iskeyword(word)]
     return f"For example: fvd-{'-'.join(words) or 'mine'}"
 

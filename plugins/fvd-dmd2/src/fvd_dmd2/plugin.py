@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import fvd
 
 if TYPE_CHECKING:
     from fvd.config.check import CheckContext
-    from fvd_dmd2.config import DMD2Config
 
 _SAME_NAME = (
     "min_timestep_ratio",
@@ -84,9 +83,11 @@ def _ignored_keys(ctx: CheckContext) -> set[str]:
 @fvd.hookimpl
 def fvd_check_config(ctx: CheckContext) -> list[fvd.Problem]:
     """What a valid run file means, where that is easily misread."""
-    if ctx.method.name != "dmd2":
+    from fvd_dmd2.config import DMD2Config  # pydantic: only here, where a run file has been parsed
+
+    config = ctx.run.method_config
+    if not isinstance(config, DMD2Config):  # another method, of whatever name
         return []
-    config = cast("DMD2Config", ctx.run.method_config)
     given = config.real_score_guidance_scale
     said = "default" if given is None else f"{given:g} ({config.guidance_convention})"
     findings = [

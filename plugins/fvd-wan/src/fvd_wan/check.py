@@ -17,9 +17,11 @@ FRAME_MULTIPLE = 4
 
 def check_run_file(ctx: CheckContext) -> list[Problem]:
     """Problems with the paths of Wan roles, with how they fit together, and with the size of the videos."""
-    roles = [name for name, family in ctx.families.items() if family.name == "wan"]
-    if not roles:
+    from fvd_wan.config import WanConfig  # pydantic: only here, where a run file has been parsed
+
+    if not isinstance(ctx.run.pipeline_config, WanConfig):  # another family, of whatever name
         return []
+    roles = [role for role in ctx.run.roles if ctx.run.role_family(role) == ctx.run.recipe.family]
     return [*_check_models(ctx, roles), *_check_size(ctx)]
 
 
@@ -84,7 +86,7 @@ def _check_agreement(ctx: CheckContext, models: dict[str, ModelFolder], componen
 
 
 def _boundary_ratio(ctx: CheckContext) -> float | None:
-    from fvd_wan.config import WanConfig  # pydantic: only here, where a run file has been parsed
+    from fvd_wan.config import WanConfig
 
     return ctx.run.pipeline_config.boundary_ratio if isinstance(ctx.run.pipeline_config, WanConfig) else None
 

@@ -17,6 +17,8 @@ WAN_NEGATIVE_PROMPT = (
 
 
 class WanConfig(fvd.PipelineConfig):
+    flow_shift: Annotated[float, Field(gt=0)] = 3.0
+    """The one source of the flow shift: training density, score timesteps and samplers all use it. Wan's for 480p."""
     ode_solver: Literal["unipc", "euler"] = "unipc"
     """Solver of the ``ode`` sampler: UniPC multistep, as Wan ships it, or flow-match Euler."""
     negative_prompt: str = WAN_NEGATIVE_PROMPT

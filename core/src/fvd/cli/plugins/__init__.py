@@ -16,6 +16,7 @@ SUBCOMMANDS: dict[str, str] = {
     "matrix": "which methods run on which families",
     "example": "a complete, commented run file of a family and a method",
     "deps": "what to install for a run file",
+    "explain": "what a code means (P03, W01), and what to do about it",
     "doctor": "everything that may be wrong with this installation; loads all code",
     "new": "write a new plugin to begin with",
     "check": "prove that a plugin works: in seconds, on a CPU, without a download",

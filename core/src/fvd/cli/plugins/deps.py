@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from fvd.plugins.discovery import CORE_DISTRIBUTION, LOCAL, canonical
 if TYPE_CHECKING:
     from fvd.cli.main import Arguments
     from fvd.plugins import Plugins
+
+TAKES_A_RUN_FILE = "`fvd plugins deps` takes a run file; what a Python file imports, it cannot tell."
 
 Name = tuple[str, str]
 """(kind, what the run file says)."""
@@ -30,26 +33,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: Arguments) -> int:
-    from fvd.config.load import read_run_text
-    from fvd.config.yaml_lines import read_yaml
-
-    document = read_yaml(read_run_text(args.run_file), str(args.run_file))
-    if not document.readable:
-        raise FvdError("\n".join(str(problem) for problem in document.problems))
-    found = find_requirements(document.data, args.run_file.parent, args.load_all_plugins())
+    found = find_requirements(_read(args.run_file), args.run_file.parent, args.load_all_plugins())
     for line in found.lines:
         print(line)
-    for problem in found.problems:
-        print(f"fvd: {problem}", file=sys.stderr)
+    for remark in [*found.problems, *found.remarks]:
+        print(f"fvd: {remark}", file=sys.stderr)
     return 1 if found.problems else 0
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """Raises FvdError for what is no run file: nothing would be printed for it, as for one that needs nothing."""
+    from fvd.config.load import SECTIONS, read_run_text
+    from fvd.config.yaml_lines import read_yaml
+
+    document = read_yaml(read_run_text(path), str(path))
+    if not document.readable:
+        raise FvdError("\n".join(str(problem) for problem in document.problems), cure=TAKES_A_RUN_FILE)
+    if not any(section in document.data for section in SECTIONS):
+        what = "it has none of its sections" if document.data else "it is empty"
+        raise FvdError(f"{path} is no run file: {what}", cure=TAKES_A_RUN_FILE)
+    return document.data
 
 
 @dataclass
 class Requirements:
-    """lines: sorted requirements. problems: what could not be resolved, one line each."""
+    """lines: sorted requirements. problems: what could not be resolved, remarks: what cannot be installed; one line each."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def find_requirements(document: Mapping[str, Any], folder: Path, plugins: Plugins) -> Requirements:
@@ -64,22 +76,24 @@ def find_requirements(document: Mapping[str, Any], folder: Path, plugins: Plugin
             unknown.append((kind, name))
         else:
             needed.add(canonical(distribution))
+            if distribution == LOCAL:
+                found.remarks += _files_of(plugins, kind, name)
     # A name that nobody here knows may be of a distribution that the file itself requires.
     strangers = [name for name in required if name not in needed and not any(r.answers_to(name) for r in plugins.records)]
     if not strangers:
         found.problems += [_unknown(kind, name) for kind, name in unknown]
-    found.lines = sorted({*required.values(), *(needed - required.keys() - {CORE_DISTRIBUTION, LOCAL})})
+    found.lines = sorted({*chain.from_iterable(required.values()), *(needed - required.keys() - {CORE_DISTRIBUTION, LOCAL})})
     return found
 
 
-def _required(document: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
-    """``plugins.require``: canonical distribution -> the requirement as it is written."""
+def _required(document: Mapping[str, Any], problems: list[str]) -> dict[str, list[str]]:
+    """``plugins.require``: canonical distribution -> its requirements as they are written."""
     from packaging.requirements import InvalidRequirement, Requirement
 
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for text in _texts(_section(document, "plugins").get("require")):
         try:
-            found[canonical(Requirement(text).name)] = text
+            found.setdefault(canonical(Requirement(text).name), []).append(text)
         except InvalidRequirement:
             problems.append(f"plugins.require: {text!r} is not a requirement; write it like fvd-wan>=0.1,<0.2")
     return found
@@ -123,7 +137,7 @@ def _texts(value: object) -> list[str]:
     return [item.strip() for item in items if isinstance(item, str) and item.strip()]
 
 
-def _distribution_of(plugins: Plugins, kind: str, name: str, required: Mapping[str, str]) -> str | None:
+def _distribution_of(plugins: Plugins, kind: str, name: str, required: Collection[str]) -> str | None:
     """The distribution that provides ``name``: the catalogue's, else the installed one's; None where nobody knows."""
     from fvd.plugins.missing import catalogue
 
@@ -136,6 +150,14 @@ def _distribution_of(plugins: Plugins, kind: str, name: str, required: Mapping[s
     else:
         candidates = [listed] if listed else [owner.distribution for owner in owners]
     return candidates[0] if len(set(candidates)) == 1 else None
+
+
+def _files_of(plugins: Plugins, kind: str, name: str) -> Iterator[str]:
+    from fvd.plugins.missing import noun
+
+    for spec in plugins.meant_by(f"{kind}:{name}"):
+        if file := plugins.owner(spec).file:
+            yield f"{noun(kind)} {name!r} comes from a file, which is needed itself: --plugin {file}"
 
 
 def _unknown(kind: str, name: str) -> str:

@@ -6,16 +6,19 @@ import argparse
 import contextlib
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import TYPE_CHECKING
 
 import fvd
-from fvd.cli.plugins.output import Finding, pages_line, print_json, record_as_dict, shared_findings, stale_finding
+from fvd.cli.plugins.output import pages_line, print_json, record_as_dict, shared_findings
 from fvd.errors import FvdError
 from fvd.plugins.discovery import CORE_DISTRIBUTION, canonical
+from fvd.plugins.findings import Finding, stale_finding
 from fvd.plugins.registry import KINDS
+from fvd.plugins.targets import import_target
 from fvd.specs import FamilySpec, MethodSpec, Spec
 
 if TYPE_CHECKING:
@@ -55,13 +58,13 @@ def execute(args: Arguments) -> int:
 def examine(plugins: Plugins) -> Diagnosis:
     found = Diagnosis()
     _examine_machine(found)
+    components = [spec for kind in KINDS for spec in plugins.specs(kind)] if not found.problems else []  # all need torch
     for record in plugins.records:
         _examine_record(record, found)
-    for kind in KINDS:
-        for spec in plugins.specs(kind):
-            problems = list(_load_all(plugins, spec))
-            found.problems += problems
-            found.loaded += not problems
+    for spec in components:
+        problems = list(_load_all(plugins, spec))
+        found.problems += problems
+        found.loaded += not problems
     found.warnings += shared_findings(plugins)
     _examine_installations(plugins, found)
     return found
@@ -84,7 +87,7 @@ def _examine_machine(found: Diagnosis) -> None:
     except Exception as error:  # a broken torch raises whatever its libraries raise
         message = f"torch cannot be used: {type(error).__name__}: {' '.join(str(error).split())}"
         cure = f"{sys.executable} -m pip install --force-reinstall torch"
-        found.problems.append(Finding(code="", message=message, cure=cure))
+        found.problems.append(Finding(code="W04", message=message, cure=cure))
 
 
 def _version(distribution: str) -> str | None:
@@ -96,15 +99,22 @@ def _version(distribution: str) -> str | None:
 
 def _examine_installations(plugins: Plugins, found: Diagnosis) -> None:
     """Also of distributions that have no plugin, yet: an entry point that was added after `pip install -e` is such a case."""
-    from fvd.plugins.installed import editable_distributions, shadowed_distributions, stale_entry_points
+    from fvd.plugins.installed import (
+        damaged_entry_points,
+        editable_distributions,
+        shadowed_distributions,
+        stale_entry_points,
+    )
 
     known = {record.distribution for record in plugins.records}  # `shared_findings` speaks of these
+    damaged = [it for it in damaged_entry_points() if it.distribution not in known]  # one that has plugins is a record, P01
+    found.warnings += [Finding(code="P01", message=it.reason, cure=it.cure) for it in damaged]
     stale = [stale_entry_points(it) for it in editable_distributions() if it.name not in known]
     found.warnings += [stale_finding(it) for it in stale if it]
     # Virtual environments on top of others hide much; what matters here is what fvd uses.
     relevant = {canonical(name) for name in (CORE_DISTRIBUTION, *LIBRARIES, *known)}
     shadowed = [it for it in shadowed_distributions() if canonical(it.distribution) in relevant]
-    found.warnings += [Finding(code="", message=it.reason, cure=it.cure) for it in shadowed]
+    found.warnings += [Finding(code=it.code, message=it.reason, cure=it.cure) for it in shadowed]
 
 
 # --- plugins ---------------------------------------------------------------------------------------------------------
@@ -130,19 +140,24 @@ def _core_requirement(record: PluginRecord) -> Iterator[Finding]:
     major = int(fvd.__version__.partition(".")[0])
     cure = f"Its authors should declare {CORE_DISTRIBUTION}>={'.'.join(fvd.__version__.split('.')[:2])},<{major + 1}."
     if not found:
-        yield Finding(code="", plugin=str(record), message=f"its distribution does not require {CORE_DISTRIBUTION}", cure=cure)
+        message = f"its distribution does not require {CORE_DISTRIBUTION}"
+        yield Finding(code="W05", plugin=str(record), message=message, cure=cure)
     elif not any(part.operator in ("<", "<=", "==", "~=") for it in found for part in it.specifier):
         message = f"its requirement `{found[0]}` has no upper bound"
-        yield Finding(code="", plugin=str(record), message=message, cure=cure)
+        yield Finding(code="W05", plugin=str(record), message=message, cure=cure)
 
 
 def _load_all(plugins: Plugins, spec: Spec) -> Iterator[Finding]:
-    """Import the target of a descriptor, and its config model. P09 for what cannot be."""
-    owner = plugins.owner(spec)
-    loaders = [plugins.load, plugins.load_config] if isinstance(spec, (FamilySpec, MethodSpec)) else [plugins.load]
+    """Import all that a descriptor names: target, config model, what makes a tiny model. P09 for what cannot be."""
+    owner, name = plugins.owner(spec), plugins.name_of(spec)
+    loaders: list[Callable[[], object]] = [partial(plugins.load, spec.kind, name)]
+    if isinstance(spec, (FamilySpec, MethodSpec)):
+        loaders.append(partial(plugins.load_config, spec.kind, name))
+    if isinstance(spec, FamilySpec) and spec.tiny:
+        loaders.append(partial(import_target, owner, f"the tiny model of family {spec.name!r}", spec.tiny))
     for load in loaders:
         try:
-            load(spec.kind, plugins.name_of(spec))
+            load()
         except FvdError as error:
             yield Finding(code="P09", plugin=str(owner), message=error.message.removesuffix(" [P09]"), cure=error.cure)
 

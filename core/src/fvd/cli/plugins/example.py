@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from fvd.errors import FvdError, PluginError, did_you_mean
+from fvd.plugins.registry import split_kind
 
 if TYPE_CHECKING:
     from fvd.cli.main import Arguments
@@ -26,13 +27,13 @@ def execute(args: Arguments) -> int:
     from fvd.config.example import example_run_file, first_that_fits
 
     # A toy family would fit before an installed one, so it is not even loaded unless it is asked for or needed.
-    named = {args.name, args.family, args.method}
-    plugins = args.load_plugins_with(COUNTERPART) if COUNTERPART in named else args.plugins
+    named = [split_kind(name)[1] for name in (args.name, args.family, args.method) if name]
+    plugins = args.plugins = args.load_plugins_with(*named)
     family, method = _what_is_given(plugins, args.name, args.family, args.method)
     if not family or not method:
         found = first_that_fits(plugins, family=family, method=method)
         if not found:
-            plugins = args.load_plugins_with(COUNTERPART)
+            plugins = args.load_plugins_with(COUNTERPART, *named)
             found = first_that_fits(plugins, family=family, method=method)
         if not found:
             raise _nothing_fits(args.name)
@@ -43,16 +44,17 @@ def execute(args: Arguments) -> int:
 
 def _what_is_given(plugins: Plugins, name: str, family: str, method: str) -> tuple[str, str]:
     """(family, method), one of them perhaps empty. A name that both have is the family's, unless another is given."""
-    short = name.rpartition(":")[2]
-    families, methods = ({spec.name for spec in plugins.specs(kind)} for kind in ("family", "method"))
+    kinds = {spec.kind for spec in plugins.meant_by(name)} & {"family", "method"}
+    named = split_kind(name)[1]
     if family and method:
         raise FvdError("--family and --method are given, and NAME is one of the two", cure="Give one of the options.")
-    if short in families and not family:
-        return name, method
-    if short in methods and not method:
-        return family, name
-    if short in families | methods:
-        kind, option = ("family", "--family") if short in families else ("method", "--method")
+    if "family" in kinds and not family:
+        return named, method
+    if "method" in kinds and not method:
+        return family, named
+    if kinds:
+        kind = min(kinds)
+        option = f"--{kind}"
         raise FvdError(f"{name} is itself a {kind}, and {option} names another", cure="Give the other option, or none.")
     raise _unknown(plugins, name)
 

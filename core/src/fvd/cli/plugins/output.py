@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from fvd.console import aligned
+from fvd.plugins.findings import Finding, findings_of
 from fvd.plugins.registry import KINDS
 from fvd.specs import Spec
 
 if TYPE_CHECKING:
     from fvd.plugins import PluginRecord, Plugins
-    from fvd.plugins.installed import StaleEntryPoints
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """Something that a person should know: of one plugin, or (then ``plugin`` is empty) of several or of the machine."""
-
-    code: str
-    message: str
-    plugin: str = ""
-    cure: str = ""
-
-    def lines(self, mark: str) -> Iterator[str]:
-        head = " ".join(part for part in (mark, self.code, f"{self.plugin}:" if self.plugin else "", self.message) if part)
-        yield f"  {head}"
-        if self.cure:
-            yield f"      cure: {self.cure}"
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def record_as_dict(record: PluginRecord, kind: str | None = None) -> dict[str, object]:
@@ -64,31 +44,23 @@ def labelled(plugins: Plugins, spec_class: type[AnySpec]) -> list[tuple[str, Any
 def shared_findings(plugins: Plugins) -> Iterator[Finding]:
     """What concerns several plugins, or is no failure: names provided twice, commands out of reach, stale installations."""
     from fvd.cli.main import COMMANDS
-    from fvd.plugins import missing
-    from fvd.plugins.installed import stale_plugins
 
-    for kind in KINDS:
-        for name, records in plugins.ambiguous(kind).items():
-            error = missing.ambiguous(kind, name, records)
-            yield Finding(code="P07", message=error.message.removesuffix(" [P07]"), cure=error.cure)
+    yield from findings_of(plugins)
+    for spec in [spec for kind in KINDS for spec in plugins.behind_core(kind)]:
+        message = f"{spec.kind.replace('_', ' ')} {spec.name!r} means core's; this one is reached as {plugins.name_of(spec)!r}"
+        yield Finding(code="P07", plugin=str(plugins.owner(spec)), message=message)
     for spec in plugins.specs("command"):
         if spec.name in COMMANDS:
             owner = plugins.owner(spec)
             message = f"command {spec.name!r} is not reachable: core has a command of that name"
-            yield Finding(code="", plugin=str(owner), message=message, cure="Its authors must name it otherwise.")
-    for stale in stale_plugins(plugins):
-        yield stale_finding(stale)
-
-
-def stale_finding(stale: StaleEntryPoints) -> Finding:
-    return Finding(code=stale.code, plugin=stale.distribution, message=stale.reason, cure=stale.cure)
+            yield Finding(code="W06", plugin=str(owner), message=message, cure="Its authors must name it otherwise.")
 
 
 def pages_line(codes: Iterable[str]) -> Iterator[str]:
     """Where the codes are explained; nothing where there are none."""
-    pages = sorted({f"{code}.md" for code in codes if code})
-    if pages:
-        yield f"  see docs/errors: {', '.join(pages)}"
+    explained = sorted({code for code in codes if code})
+    if explained:
+        yield f"  `fvd plugins explain {' '.join(explained)}` says more"
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,7 +11,7 @@ from fvd.cli.plugins.component import describe_component, facts_of
 from fvd.cli.plugins.output import print_json, record_as_dict, shared_findings
 from fvd.errors import PluginError, did_you_mean
 from fvd.plugins.discovery import canonical
-from fvd.plugins.registry import KINDS
+from fvd.plugins.registry import KINDS, split_kind
 from fvd.specs import Spec
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "name", metavar="NAME", help="a plugin, the distribution that it comes from, or a component, such as a sampler"
+        "name", metavar="NAME", help="a plugin, its distribution, or a component, as in wan, acme-wan:wan or family:wan"
     )
     parser.add_argument("--json", action="store_true", help="for tools")
     parser.set_defaults(execute=execute)
 
 
 def execute(args: Arguments) -> int:
-    plugins = args.load_plugins_with(args.name)  # one that is loaded on request only may be shown
+    plugins = args.load_plugins_with(split_kind(args.name)[1])  # one that is loaded on request only may be shown
     chosen = _find(plugins, args.name)
     if args.json:
         print_json({"plugins": [_describe(plugins, record, specs) for record, specs in chosen]})
@@ -46,27 +46,31 @@ def _find(plugins: Plugins, name: str) -> list[tuple[PluginRecord, list[Spec]]]:
     records = [record for record in plugins.records if record.answers_to(name)]
     if records:
         return [(record, [spec for owner, spec in owned if owner is record]) for record in records]
-    qualifier, _, short = name.rpartition(":")
     found: dict[PluginRecord, list[Spec]] = {}
-    for owner, spec in owned:
-        if spec.name == short and (not qualifier or owner.answers_to(qualifier)):
-            found.setdefault(owner, []).append(spec)
+    for spec in plugins.meant_by(name):
+        found.setdefault(plugins.owner(spec), []).append(spec)
     if not found:
-        raise _nothing_of_that_name(plugins, name, [spec.name for _, spec in owned])
+        raise _nothing_of_that_name(plugins, name)
     return [(record, found[record]) for record in plugins.records if record in found]
 
 
-def _nothing_of_that_name(plugins: Plugins, name: str, components: list[str]) -> PluginError:
+def _nothing_of_that_name(plugins: Plugins, name: str) -> PluginError:
     from fvd.plugins.missing import catalogue
+    from fvd.plugins.pages import titles
 
+    if name.upper() in titles():
+        return PluginError(f"{name} is a code, not a plugin", cure=f"`fvd plugins explain {name.upper()}` says what it means.")
     for of_kind in catalogue().values():
         for component, distribution in of_kind.items():
             if canonical(name) in (canonical(distribution), canonical(component)):
                 return PluginError(f"{distribution} is not installed", cure=f"python -m pip install {distribution}")
     installed = [record.name for record in plugins.records]
-    words = installed + [record.distribution for record in plugins.records] + components
+    components = sorted(f"{kind}:{component}" for kind in KINDS for component in plugins.names(kind))
+    words = [*installed, *(record.distribution for record in plugins.records), *components]
+    words += [component.partition(":")[2] for component in components]
     return PluginError(
-        f"there is no plugin or component {name!r}{did_you_mean(name, words)}", cure=f"Installed: {', '.join(installed)}."
+        f"there is no plugin or component {name!r}{did_you_mean(name, words)}",
+        cure=f"Plugins: {', '.join(installed)}.\nComponents: {', '.join(components) or 'none'}.",
     )
 
 

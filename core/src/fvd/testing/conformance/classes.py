@@ -11,7 +11,7 @@ marked as such, strictly. Tests of one's own are welcome in the same class; chec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from fvd.errors import FvdError
@@ -28,16 +28,29 @@ class Conformance:
 
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
-        if Conformance in cls.__bases__:
+        if cls.__bases__ == (Conformance,):
             return
-        for name in vars(cls):
-            taken = [check for check in CHECKS if name == check.test_name or name.startswith(f"test_{check.id}_")]
-            if taken:
+        cls._require_every_check()
+        cls._examinations = None
+
+    @classmethod
+    def _require_every_check(cls) -> None:
+        """Raise TypeError where a check of the kit is missing or is another than the kit's: replaced here or by a mixin,
+        deleted, or set afterwards."""
+        tests = _TESTS[cls.kind]
+        found: dict[str, object] = {}
+        for owner in reversed(cls.__mro__):
+            found |= vars(owner)
+        ids = {check.id for check in CHECKS}
+        for name in sorted(tests.keys() | found.keys()):
+            check_id = name.removeprefix("test_").partition("_")[0]
+            if not name.startswith("test_") or check_id not in ids:
+                continue
+            if name not in tests or name not in found or found[name] is not tests[name]:
                 raise TypeError(
                     f"{cls.__name__}.{name}: checks of the kit cannot be overridden or removed. A known failure belongs "
-                    f"into expected_failures of the descriptor: {{{taken[0].id!r}: 'reason'}}"
+                    f"into expected_failures of the descriptor: {{{check_id!r}: 'reason'}}"
                 )
-        cls._examinations = None
 
     @classmethod
     def component(cls) -> str:
@@ -52,6 +65,7 @@ class Conformance:
     def examinations(cls) -> dict[str, Examination]:
         """By kind: of the component, and of its plugin."""
         if cls._examinations is None:
+            cls._require_every_check()
             name = cls.component()
             plugins = load_for_check(name)
             spec = plugins.spec(cls.kind, name)
@@ -64,6 +78,10 @@ class Conformance:
         for examination in (cls._examinations or {}).values():
             examination.close()
         cls._examinations = None
+
+
+_TESTS: dict[str, Mapping[str, Callable[[Any], None]]] = {}
+"""Of each kind: the kit's own function of every check, by the name of its test. What the classes say can be changed."""
 
 
 def _test_of(check: Check, kind: str) -> Callable[[Any], None]:
@@ -85,7 +103,8 @@ def _test_of(check: Check, kind: str) -> Callable[[Any], None]:
 
 
 def _class_for(kind: str) -> type[Conformance]:
-    tests: dict[str, object] = {check.test_name: _test_of(check, of) for of in (PLUGIN, kind) for check in checks_of(of)}
+    tests = {check.test_name: _test_of(check, of) for of in (PLUGIN, kind) for check in checks_of(of)}
+    _TESTS[kind] = tests
     name = f"{kind.capitalize()}Conformance"
     document = f'Every check of a {kind}: ``class TestMine({name}): {kind} = "NAME"``.'
     return type(name, (Conformance,), {"kind": kind, "__doc__": document, "__module__": __name__, **tests})

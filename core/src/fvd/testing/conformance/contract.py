@@ -148,7 +148,9 @@ def _is_built(subject: Subject) -> bool:
     """A family whose adapter cannot be built fails B101; what there is of it is looked at all the same."""
     try:
         return bool(subject.family)
-    except (Exception, SystemExit):
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return False
 
 

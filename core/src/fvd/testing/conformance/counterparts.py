@@ -8,7 +8,7 @@ from fvd.specs import FamilySpec, MethodSpec
 from fvd.testing.conformance.examination import Subject
 from fvd.testing.conformance.outcomes import CheckFailure
 
-REQUESTS = ("toy", "toy_noise")
+REQUESTS = ("fvd-core:toy", "fvd-core:toy_noise")
 """The plugins, as `fvd.plugins.load_plugins` wants them requested."""
 
 TOY_METHOD = "fvd-core:toy"

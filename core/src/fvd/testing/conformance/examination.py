@@ -122,7 +122,7 @@ class Examination:
         self._stack.close()
 
     def result(self, check: Check) -> CheckResult:
-        """How ``check`` ends for this subject; never raises what the plugin raises, SystemExit included."""
+        """How ``check`` ends for this subject; never raises what the plugin raises, but for KeyboardInterrupt."""
         if check.id not in self._results:
             self._results[check.id] = self._examine(check)
         return self._results[check.id]
@@ -136,7 +136,9 @@ class Examination:
         try:
             with _own_random_state(check):
                 note = check.function(self.subject) or ""
-        except (Exception, SystemExit) as raised:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:  # SystemExit, and what extensions panic with
             error = raised
         return self._end(check, time.monotonic() - started, error, note)
 

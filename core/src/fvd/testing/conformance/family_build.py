@@ -51,7 +51,8 @@ class FamilyBench:
         self.config = config
         context = FamilyContext(config=config, components_path=config.components_path or self.path, device=CPU)
         family_class: type[Family] = subject.plugins.load("family", subject.name)
-        kind = subject.plugins.spec("dataset_kind", spec.dataset_kind)
+        self.dataset_kind = subject.plugins.named_by(spec, "dataset_kind", spec.dataset_kind)
+        kind = subject.plugins.spec("dataset_kind", self.dataset_kind)
         assert isinstance(kind, DatasetKindSpec)
         self.reads_folders = kind.reads_folders
         first = family_class(context)
@@ -103,7 +104,7 @@ class FamilyBench:
 
     def loader(self, folder: Path | None, *, needs_latents: bool = True, dropout_rate: float = 0.0) -> Loader:
         """What core would build for a run on ``folder``."""
-        open_dataset = self.subject.plugins.load("dataset_kind", self.spec.dataset_kind)
+        open_dataset = self.subject.plugins.load("dataset_kind", self.dataset_kind)
         sources = [] if folder is None else [(folder, 1)]
         dataset = open_dataset(sources, self.data_spec, needs_latents=needs_latents)
         return Loader(

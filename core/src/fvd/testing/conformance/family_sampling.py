@@ -1,4 +1,4 @@
-"""B112, B113, B118: from noise to videos."""
+"""B112, B113, B118, B119: from noise to videos."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fvd.errors import FvdError
 from fvd.samplers.guidance import GuidedModel
-from fvd.samplers.sampling import LoadedSampler, load_sampler, sample_latents
+from fvd.samplers.sampling import CountsSteps, LoadedSampler, load_sampler, sample_latents
 from fvd.specs import SamplerSpec
 from fvd.testing.conformance.asserts import refused, require, require_close, require_different, require_tensor
 from fvd.testing.conformance.examination import Subject
@@ -18,6 +18,10 @@ from fvd.testing.conformance.family_data import latent_shape
 from fvd.testing.conformance.outcomes import CheckSkipped
 
 STEPS = 3
+PERFECT_STEPS = 10
+PERFECT_TOLERANCE = 0.05
+"""Root mean square, of latents of unit size: some solvers end at the first entry of their table, which keeps 3 % of the noise,
+some round timesteps (0.2 %). One that means something else is off by 1 and more."""
 
 
 def samplers(subject: Subject) -> None:
@@ -62,6 +66,32 @@ def _sample(bench: FamilyBench, sampler: LoadedSampler, scale: float) -> None:
     require(
         falling,
         f"the timesteps of scheduler({sampler.spec.scheduler!r}) must fall inside [0, {limit}], got {timesteps.tolist()}",
+    )
+
+
+def scheduler_takes_predictions(subject: Subject) -> None:
+    """B119: with what a perfect network says of one x0 and one noise, the solver arrives at that x0. First-order solvers do
+    so exactly, and better ones too, since x0 and noise stay what they are along the way."""
+    bench = subject.family
+    bench.require_primitives("scheduler", "add_noise", "training_target")
+    if "ode" not in bench.spec.samplers:
+        raise CheckSkipped("the family declares no sampler kind 'ode'")
+    scheduler = bench.adapter.scheduler("ode")
+    scheduler.set_timesteps(PERFECT_STEPS)
+    if isinstance(scheduler, CountsSteps):
+        scheduler.set_begin_index(0)
+    x0, noise = bench.x0, bench.noise()
+    batch = torch.ones(len(x0))
+    x_t = bench.adapter.add_noise(x0, noise, scheduler.timesteps[0] * batch)
+    for t in scheduler.timesteps:
+        target = bench.adapter.training_target(x0, noise, t * batch)
+        x_t = require_tensor(scheduler.step(target, t, x_t, return_dict=False)[0], x0.shape, "scheduler('ode').step")
+    off = float((x_t - x0).square().mean().sqrt())
+    limit = PERFECT_TOLERANCE * max(1.0, float(x0.square().mean().sqrt()))
+    require(
+        off < limit,
+        f"scheduler('ode') takes predictions for something else than training_target says: with perfect predictions its steps "
+        f"must end at x0, they are off by {off:.2g}",
     )
 
 

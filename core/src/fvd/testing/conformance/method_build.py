@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -96,20 +97,21 @@ class MethodBench:
         method.on_train_start()
         return BuiltMethod(method, adapter, roles)
 
-    def raw_batch(self, size: int = 2) -> RawBatch:
+    def raw_batch(self) -> RawBatch:
         """The first samples that a run would see."""
-        config = self.run_config.model_copy(
-            update={"training": self.run_config.training.model_copy(update={"train_batch_size": size})}
-        )
+        with closing(self.raw_batches()) as batches:
+            return next(batches)
+
+    def raw_batches(self) -> Generator[RawBatch]:
+        """What a run would see. Close it."""
+        config = self.run_config
         context = FamilyContext(config=config.pipeline_config, components_path="", device=CPU)
         data_spec = self.subject.plugins.load("family", self.family_name)(context).data_spec()
         method_class: type[Method] = self.subject.plugins.load("method", self.subject.name)
         needs_latents = method_class.latents_source(config) == "data"
-        kind = self.family_spec.dataset_kind
-        batches = iter(build_loader(config, self.subject.plugins, kind, data_spec, needs_latents=needs_latents))
-        raw = next(batches)
-        batches.close()
-        return raw
+        plugins, family = self.subject.plugins, self.family_spec
+        kind = plugins.named_by(family, "dataset_kind", family.dataset_kind)
+        yield from build_loader(config, plugins, kind, data_spec, needs_latents=needs_latents)
 
 
 _INFRASTRUCTURE = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from fvd.data.spec import VideoGeometry
 from fvd.samplers.guidance import GuidedModel
 from fvd.samplers.sampling import check_plan, load_sampler, sample_latents
 from fvd.testing.conformance.asserts import listed, require, require_tensor
-from fvd.testing.conformance.method_build import MethodBench, on_every_toy, steps_until_all_moved
+from fvd.testing.conformance.method_build import BuiltMethod, MethodBench, on_every_toy, steps_until_all_moved
 from fvd.testing.conformance.runs import require_resumable
 from fvd.validation.request import SamplingPlan
 
@@ -33,26 +35,34 @@ def sampling_plan(bench: MethodBench) -> None:
         ladder = list(plan.sampling_timesteps)
         require(ladder == sorted(ladder, reverse=True), f"sampling_timesteps must fall, they are {ladder}")
     built = bench.build()
-    built.adapter.ensure_negative_conditioning()
     request = built.method.validation_request(0)
     if request is not None:
         require(request.sample_handle in list(built.roles), "validation_request must sample a role of the run")
         same = (request.sampler_kind, request.sampling_timesteps) == (plan.sampler_kind, plan.sampling_timesteps)
         require(same, "validation_request must sample as sampling_plan says, which `fvd sample` goes by")
-    shape = built.adapter.latent_shape(VideoGeometry(num_frames=1, height=32, width=32))
+    latents = sample_as_planned(bench, built, plan, "a", 2)
+    require_tensor(latents, (2, *_shape(built)), "what its sampling plan makes")
+
+
+def sample_as_planned(bench: MethodBench, built: BuiltMethod, plan: SamplingPlan, prompt: str, count: int) -> Tensor:
+    """``count`` latents of one prompt, from the seeds 0, 1, …."""
+    built.adapter.ensure_negative_conditioning()
     model = GuidedModel(
         built.adapter,
         built.roles[plan.role],
-        built.adapter.encode_prompts(["a"] * 2),
-        built.adapter.negative_conditioning(2),
+        built.adapter.encode_prompts([prompt] * count),
+        built.adapter.negative_conditioning(count),
         plan.guidance_scale,
     )
-    latents = sample_latents(
+    return sample_latents(
         model,
         sampler=load_sampler(bench.subject.plugins, plan.sampler_kind),
-        shape=shape,
+        shape=_shape(built),
         steps=min(plan.sampling_steps),
         timesteps=plan.sampling_timesteps,
-        seeds=[0, 1],
+        seeds=range(count),
     )
-    require_tensor(latents, (2, *shape), "what its sampling plan makes")
+
+
+def _shape(built: BuiltMethod) -> tuple[int, int, int, int]:
+    return built.adapter.latent_shape(VideoGeometry(num_frames=1, height=32, width=32))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field
 from typing import Literal
 
 import fvd
+from fvd.plugins.sources import installed_version
 from fvd.testing.conformance.table import KIT_VERSION, Group
 
 Status = Literal["passed", "failed", "expected", "unexpected pass", "skipped"]
@@ -86,6 +88,8 @@ class Report:
         return {
             "fvd_core": fvd.__version__,
             "kit": KIT_VERSION,
+            "python": platform.python_version(),
+            "torch": installed_version("torch"),
             "plugin": self.plugin,
             "distribution": self.distribution,
             "version": self.version,

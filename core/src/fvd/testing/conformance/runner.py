@@ -10,7 +10,7 @@ from dataclasses import replace
 from fvd.errors import FvdError, PluginError, did_you_mean
 from fvd.plugins import PluginOptions, PluginRecord, Plugins
 from fvd.plugins.discovery import CORE_DISTRIBUTION
-from fvd.plugins.registry import KINDS
+from fvd.plugins.registry import KINDS, split_kind
 from fvd.specs import Spec
 from fvd.testing.conformance.counterparts import REQUESTS
 from fvd.testing.conformance.examination import Examination
@@ -22,7 +22,7 @@ _NO_OPTIONS = PluginOptions()
 
 def load_for_check(name: str = "", options: PluginOptions = _NO_OPTIONS) -> Plugins:
     """Installed plugins, with the toys that checks need, and the plugin ``name`` where it is loaded on request only."""
-    return replace(options, request=(*options.request, *REQUESTS)).load(mentioned=[name] if name else [])
+    return replace(options, request=(*options.request, *REQUESTS)).load(mentioned=[split_kind(name)[1]] if name else [])
 
 
 def _say_nothing(result: CheckResult) -> None:
@@ -36,8 +36,8 @@ def run(
     only: Collection[str] = (),
     on_result: Callable[[CheckResult], None] = _say_nothing,
 ) -> Report:
-    """Check what ``name`` means: a plugin (all its components), or one component (``wan``, ``acme-wan:wan``), and then its
-    plugin as a whole too.
+    """Check what ``name`` means: a plugin (all its components), or one component (``wan``, ``acme-wan:wan``,
+    ``family:wan``), and then its plugin as a whole too.
 
     plugins: from `load_for_check`. only: ids of checks; those that they need are made too, and not reported. on_result is
     called with each result as soon as it is there. Never raises what a plugin raises. Raises FvdError for a name or an id
@@ -61,15 +61,17 @@ def run(
 
 
 def _require_toys(plugins: Plugins) -> None:
-    states = dict.fromkeys(REQUESTS, "not loaded")
+    states = {request.rpartition(":")[2]: "not loaded" for request in REQUESTS}
+    cures: set[str] = set()
     for record in plugins.records:
         if record.distribution == CORE_DISTRIBUTION and record.name in states:
             states[record.name] = "" if record.usable else f"{record.state}: {record.reason}"
+            cures.add(record.cure)
     missing = [f"{name} ({state})" for name, state in states.items() if state]
     if missing:
         raise FvdError(
-            f"checks are made with the plugins {' and '.join(REQUESTS)} of {CORE_DISTRIBUTION}; missing: {', '.join(missing)}",
-            cure="FVD_PLUGINS, where it is set, must name them too. In Python, load plugins with load_for_check().",
+            f"checks are made with the plugins {' and '.join(states)} of {CORE_DISTRIBUTION}; missing: {', '.join(missing)}",
+            cure=" ".join(sorted(filter(None, cures))) or "In Python, load plugins with load_for_check().",
         )
 
 
@@ -78,9 +80,10 @@ def find_subjects(plugins: Plugins, name: str) -> list[tuple[PluginRecord, Spec 
     records = [record for record in plugins.records if record.answers_to(name)]
     if any(record.name == name for record in records):
         records = [record for record in records if record.name == name]  # `core` and not every plugin of fvd-core
+        records = [record for record in records if record.of_core] or records  # who takes a name of core's is in conflict
     chosen = [spec for kind in KINDS for spec in plugins.specs(kind) if plugins.owner(spec) in records]
     if not records:
-        chosen = [spec for kind in KINDS for spec in plugins.specs(kind) if _means(plugins, spec, name)]
+        chosen = plugins.meant_by(name)
         records = list(dict.fromkeys(plugins.owner(spec) for spec in chosen))
     if not records:
         known = [record.name for record in plugins.records] + [spec.name for kind in KINDS for spec in plugins.specs(kind)]
@@ -90,11 +93,6 @@ def find_subjects(plugins: Plugins, name: str) -> list[tuple[PluginRecord, Spec 
     return [
         pair for record in records for pair in [(record, None), *((record, s) for s in chosen if plugins.owner(s) is record)]
     ]
-
-
-def _means(plugins: Plugins, spec: Spec, name: str) -> bool:
-    qualifier, colon, short = name.rpartition(":")
-    return spec.name == short and (not colon or plugins.owner(spec).answers_to(qualifier))
 
 
 def _examine(plugins: Plugins, record: PluginRecord, spec: Spec | None, only: Collection[str]) -> Iterator[CheckResult]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from fvd.testing.conformance.examination import Subject
 
-KIT_VERSION = 1
+KIT_VERSION = 2
 """Counts up with every change of what the checks ask for. Certificates carry it."""
 
 Group = Literal["static", "contract", "behaviour"]
@@ -77,6 +77,8 @@ def _behaviour(check_id: str, target: str, title: str, *, needs: tuple[str, ...]
 
 _DATA = ("B102",)
 """What a family predicts on are its own data."""
+_STEPS = ("B210",)
+"""A slip in a step ends it, whatever is looked at."""
 
 CHECKS: tuple[Check, ...] = (
     _static("S01", "static:metadata", "metadata is complete, the entry point names a light module"),
@@ -121,16 +123,25 @@ CHECKS: tuple[Check, ...] = (
     _behaviour("B116", "family_network:attention", "every declared attention runs", needs=_DATA),
     _behaviour("B117", "family_network:recomputation", "recomputing activations changes no gradient", needs=_DATA),
     _behaviour("B118", "family_sampling:release", "works again after release()", needs=_DATA),
+    _behaviour(
+        "B119",
+        "family_sampling:scheduler_takes_predictions",
+        "its scheduler means what its network predicts",
+        needs=("B104", "B112"),
+    ),
     _behaviour("B201", "method_build:builds", "builds from its example"),
-    _behaviour("B202", "method_steps:steps_are_finite", "trains: losses are finite, weights move"),
-    _behaviour("B203", "method_steps:calls_what_it_declares", "calls only primitives that it declares"),
-    _behaviour("B204", "method_steps:gradients", "gradients reach only the role that a loss is for"),
-    _behaviour("B205", "method_steps:same_seed", "the same seed gives the same losses, another one others"),
-    _behaviour("B206", "method_steps:global_random_state", "neither uses nor disturbs the global random state"),
-    _behaviour("B207", "method_steps:micro_batches", "a batch of two equals two micro-batches of one"),
-    _behaviour("B208", "method_runs:resume", "a run in two halves equals a straight one"),
+    _behaviour("B202", "method_steps:steps_are_finite", "trains: losses are finite, weights move", needs=_STEPS),
+    _behaviour("B203", "method_steps:calls_what_it_declares", "calls only primitives that it declares", needs=_STEPS),
+    _behaviour("B204", "method_steps:gradients", "gradients reach only the role that a loss is for", needs=_STEPS),
+    _behaviour("B205", "method_steps:same_seed", "the same seed gives the same losses, another one others", needs=_STEPS),
+    _behaviour("B206", "method_steps:global_random_state", "neither uses nor disturbs the global random state", needs=_STEPS),
+    _behaviour("B207", "method_steps:micro_batches", "a batch of two equals two micro-batches of one", needs=_STEPS),
+    _behaviour("B208", "method_runs:resume", "a run in two halves equals a straight one", needs=_STEPS),
     _behaviour("B209", "method_runs:sampling_plan", "its sampling plan is valid and samples"),
-    _behaviour("B210", "method_steps:metrics", "metrics are numbers without a graph"),
+    _behaviour("B210", "method_steps:keeps_the_contract", "its losses and metrics are what core checks at every yield"),
+    _behaviour(
+        "B211", "method_learning:learns_alike", "learns on every toy what it learns on one", needs=("B202", "B209", "B210")
+    ),
     _behaviour("B301", "sampler_checks:samples", "makes finite latents of the shape of its noise"),
     _behaviour("B302", "sampler_checks:same_generators", "the same generators give the same latents"),
     _behaviour("B303", "sampler_checks:neighbours", "a sample does not depend on its neighbours"),

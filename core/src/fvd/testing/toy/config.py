@@ -12,8 +12,6 @@ import fvd
 class ToyConfig(fvd.PipelineConfig):
     """The mixture: ``modes`` isotropic Gaussians, evenly spaced on a circle, of equal weight."""
 
-    flow_shift: Annotated[float, Field(gt=0)] = 1.0
-    """As in every family. A plane needs no shift."""
     modes: Annotated[int, Field(ge=2, le=64)] = 8
     """Number of Gaussians."""
     radius: PositiveFloat = 2.0

@@ -7,12 +7,14 @@
     points = toy_samples(method.adapter, method.roles["student"], 1000)
     energy_distance(points, family.mixture.sample(1000, torch.Generator().manual_seed(0)))
 
-With ``toy_family(predicts="noise")`` it is `fvd.testing.toy_noise`. Everything is on the CPU in float32.
+With ``toy_family(predicts="noise")`` it is `fvd.testing.toy_noise`. `toy_run_samples` gives the points of what `fvd run` has
+trained. Everything is on the CPU in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
@@ -21,12 +23,17 @@ from torch import Tensor
 import fvd
 from fvd.config.models import Recipe
 from fvd.data.loader import collate
+from fvd.inference import open_run
+from fvd.plugins import PluginOptions
 from fvd.samplers.guidance import GuidedModel
 from fvd.samplers.ode import sample_ode
+from fvd.samplers.sampling import load_sampler, sample_latents
 from fvd.testing.toy.config import ToyConfig
 from fvd.testing.toy.data import CHUNK_SIZE, CHUNKS, open_points
 from fvd.testing.toy.family import MixtureFamily, ToyFamily
 from fvd.testing.toy_noise.family import ToyNoiseFamily
+
+_ANY_SIZE = fvd.VideoGeometry(num_frames=1, height=1, width=1)
 
 AnyMethod = TypeVar("AnyMethod", bound=fvd.Method)
 
@@ -80,10 +87,36 @@ def toy_samples(
 ) -> Tensor:
     """Points [count, D] that a role makes with the ``ode`` sampler; the empty prompt is the whole mixture."""
     generator = torch.Generator().manual_seed(seed)
-    shape = adapter.latent_shape(fvd.VideoGeometry(num_frames=1, height=1, width=1))
+    shape = adapter.latent_shape(_ANY_SIZE)
     scheduler = adapter.scheduler("ode")
     scheduler.set_timesteps(steps, device=adapter.device)
     latents = torch.randn(count, *shape, generator=generator).to(adapter.device)
     model = GuidedModel(adapter, handle, adapter.encode_prompts([prompt] * count), None)
     sampled = sample_ode(model, latents, scheduler=scheduler, timesteps=scheduler.timesteps, generators=[])
     return sampled.flatten(1).cpu()
+
+
+def toy_run_samples(run_dir: str | Path, count: int, *, prompt: str = "", plugin_files: Sequence[str] = ()) -> Tensor:
+    """Points [count, D] that the newest checkpoint in a run directory makes, sampled as its method says (as `fvd sample` does
+    with the seeds 0 to ``count - 1``); the empty prompt is the whole mixture.
+
+    plugin_files: what the run was given as ``--plugin``. Raises FvdError for a folder that is no run of a toy family.
+    """
+    options = PluginOptions(files=tuple(plugin_files))
+    run = open_run(Path(run_dir), device=torch.device("cpu"), options=options)
+    if not isinstance(run.family, MixtureFamily):
+        raise fvd.FvdError(f"{run_dir} is a run of the family {run.config.recipe.family}, which is no toy")
+    plan = run.sampling_plan
+    handle = run.load_role(plan.role)
+    adapter = run.family.build_adapter(fvd.RoleManager([handle]))
+    adapter.ensure_negative_conditioning()
+    cond, uncond = adapter.encode_prompts([prompt] * count), adapter.negative_conditioning(count)
+    points = sample_latents(
+        GuidedModel(adapter, handle, cond, uncond, plan.guidance_scale),
+        sampler=load_sampler(run.plugins, plan.sampler_kind),
+        shape=adapter.latent_shape(_ANY_SIZE),
+        steps=plan.sampling_steps[0],
+        timesteps=plan.sampling_timesteps,
+        seeds=range(count),
+    )
+    return points.flatten(1)

@@ -9,7 +9,6 @@ def fvd_families() -> list[fvd.FamilySpec]:
         fvd.FamilySpec(
             name="cogvideox",
             target="fvd_cogvideox.family:CogVideoXFamily",
-            config="fvd_cogvideox.config:CogVideoXConfig",
             summary="CogVideoX text-to-video, 2B and 5B",
             provides=fvd.TEXT_TO_VIDEO,
             samplers={"ode", "sde"},

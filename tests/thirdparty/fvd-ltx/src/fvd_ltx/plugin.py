@@ -13,6 +13,6 @@ def fvd_families() -> list[fvd.FamilySpec]:
             provides=fvd.TEXT_TO_VIDEO,
             samplers={"ode", "sde"},
             tiny="fvd_ltx.tiny:write_tiny",
-            example=fvd.Example(path="Lightricks/LTX-Video"),
+            example=fvd.Example(path="Lightricks/LTX-Video", pipeline_config={"flow_shift": 3.0}),
         )
     ]
