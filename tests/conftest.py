@@ -34,17 +34,22 @@ def write_mp4(path: Path, *, frames: int = 16, size: int = 64, fps: int = 16, co
     return path
 
 
+def _is_a_file_beside(origin: Path, path: list[str]) -> bool:
+    """Whether a module is one file in a folder that is not on ``path``."""
+    return origin.name != "__init__.py" and str(origin.parent) not in path
+
+
 @pytest.fixture(autouse=True)
 def _local_plugins_are_forgotten() -> Iterator[None]:
     """``--plugin FILE`` puts the file's folder on ``sys.path`` and its module into ``sys.modules``, for good: in these tests a
     process is many command lines."""
-    before = list(sys.path)
+    before, known = list(sys.path), set(sys.modules)
     yield
-    added = set(sys.path) - set(before)
-    sys.path[:] = [entry for entry in sys.path if entry not in added]
+    sys.path[:] = [entry for entry in sys.path if entry in before]
     for name, module in list(sys.modules.items()):
         origin = vars(module).get("__file__") if isinstance(module, ModuleType) else None
-        if isinstance(origin, str) and "." not in name and str(Path(origin).parent) in added:
+        # Not by what was added to sys.path: `monkeypatch` may have put that back already.
+        if isinstance(origin, str) and "." not in name and name not in known and _is_a_file_beside(Path(origin), before):
             del sys.modules[name]
 
 

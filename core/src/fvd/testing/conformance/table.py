@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from fvd.testing.conformance.examination import Subject
 
-KIT_VERSION = 2
+KIT_VERSION = 1
 """Counts up with every change of what the checks ask for. Certificates carry it."""
 
 Group = Literal["static", "contract", "behaviour"]
