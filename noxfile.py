@@ -65,7 +65,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Static types of all four distributions."""
     install_distributions(session)
-    install(session, "mypy==2.4.1", "types-PyYAML")
+    install(session, "mypy==2.4.1", "types-PyYAML", "pytest")  # the kit has classes for pytest
     session.run("mypy")
 
 
