@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fvd.plugins import PluginRecord, Plugins
 
 LIBRARIES = ("torch", "pluggy", "pydantic", "packaging", "diffusers", "transformers", "safetensors", "pyarrow", "av")
+NOTHING = "nothing is wrong; whether a plugin does what it should is what `fvd plugins check NAME` tries"
 
 
 @dataclass
@@ -192,4 +193,4 @@ def _lines(plugins: Plugins, diagnosis: Diagnosis) -> Iterator[str]:
     yield f"{usable} of {len(plugins.records)} plugins usable, {diagnosis.loaded} components loaded"
     yield from pages_line(finding.code for finding in [*diagnosis.problems, *diagnosis.warnings])
     counts = [(len(diagnosis.problems), "problem"), (len(diagnosis.warnings), "warning")]
-    yield ", ".join(f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count) or "nothing is wrong"
+    yield ", ".join(f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count) or NOTHING
