@@ -83,7 +83,7 @@ def bare_steps(runtime: Runtime) -> Callable[[], None]:
     parameters = [parameter.requires_grad_() for parameter in network.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5)
     batch = runtime.adapter.prepare_batch(next(iter(runtime.loader)), latents_source="data")
-    x0, text = batch.latents, batch.cond.prompt_embeds
+    x0, text = batch.latents, batch.cond.embeddings
 
     def step() -> None:
         sigma = torch.rand(BATCH_SIZE)
