@@ -60,6 +60,7 @@ def fvd_methods() -> list[fvd.MethodSpec]:
                     "generator_update_interval": 5,
                     "real_score_guidance_scale": 4.5,
                     "guidance_convention": "standard",
+                    "critic_learning_rate": 8e-6,
                     "critic_betas": [0.0, 0.999],
                 },
             ),
