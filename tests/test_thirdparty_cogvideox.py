@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import third_party
 import torch
 from diffusers import CogVideoXPipeline
 
@@ -21,25 +22,20 @@ from fvd.errors import ModelError
 from fvd.plugins import load_plugins
 from fvd.samplers.guidance import GuidedModel
 from fvd.samplers.sampling import load_sampler, sample_latents
-from fvd.testing import fake_dist, installed_in
 
-SOURCE = Path(__file__).parent / "thirdparty/fvd-cogvideox/src"
 PROMPT, NEGATIVE = "a red ball rolling left, 一个红色的球", "worst quality"
 STEPS, SEED, SHAPE = 4, 42, (4, 3, 8, 12)
 SIZE = {"num_frames": 9, "height": 64, "width": 96}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    site = tmp_path_factory.mktemp("site")
-    shutil.copytree(SOURCE, site, dirs_exist_ok=True)
-    fake_dist(site, "fvd-cogvideox", entry_points={"cogvideox": "fvd_cogvideox.plugin"})
-    with installed_in(site):
-        yield site
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with third_party.installed(tmp_path_factory.mktemp("site"), "fvd-cogvideox"):
+        yield
 
 
 @pytest.fixture(scope="module")
-def model(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("models") / "cogvideox"
     import_module("fvd_cogvideox.tiny").write_tiny(folder)
@@ -47,7 +43,7 @@ def model(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rotary_model(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rotary_model(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the 5B model."""
     folder = tmp_path_factory.mktemp("models") / "rotary"
     tiny = import_module("fvd_cogvideox.tiny")

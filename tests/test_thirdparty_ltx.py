@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import third_party
 import torch
 from code_lines import code_lines
 from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline
@@ -19,25 +20,21 @@ import fvd
 from fvd.cli.main import main
 from fvd.errors import ModelError
 from fvd.samplers.guidance import GuidedModel
-from fvd.testing import fake_dist, installed_in
 
-SOURCE = Path(__file__).parent / "thirdparty/fvd-ltx/src"
+SOURCE = third_party.FOLDER / "fvd-ltx/src"
 PROMPT, NEGATIVE = "a red ball rolling left, 一个红色的球", "worst quality"
 STEPS, SEED, SHIFT, SHAPE = 4, 42, 3.0, (8, 2, 2, 3)
 SIZE = {"num_frames": 9, "height": 64, "width": 96}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    site = tmp_path_factory.mktemp("site")
-    shutil.copytree(SOURCE, site, dirs_exist_ok=True)
-    fake_dist(site, "fvd-ltx", entry_points={"ltx": "fvd_ltx.plugin"}, requires=["fvd-core[diffusers]>=0.1,<1"])
-    with installed_in(site):
-        yield site
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with third_party.installed(tmp_path_factory.mktemp("site"), "fvd-ltx"):
+        yield
 
 
 @pytest.fixture(scope="module")
-def model(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny pipeline, with latent statistics that are not 0 and 1."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("models") / "ltx"

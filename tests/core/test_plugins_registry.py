@@ -336,9 +336,9 @@ def test_names_of_core_are_cores(install):
     assert plugins.behind_core("sampler") == [acme]
     # A family means its own distribution's first.
     ltx, other = plugins.spec("family", "ltx"), plugins.spec("family", "other")
-    assert plugins.named_by(ltx, "validator", ltx.validator) == "acme-x:video"
-    assert plugins.named_by(ltx, "dataset_kind", ltx.dataset_kind) == "parquet"
-    assert plugins.named_by(other, "validator", other.validator) == "video"
+    assert plugins.validator_of(ltx) == "acme-x:video"
+    assert plugins.dataset_kind_of(ltx) == "parquet"
+    assert plugins.validator_of(other) == "video"
 
 
 @pytest.mark.parametrize("toy", ["toy", "Toy"])

@@ -111,7 +111,7 @@ def build_runtime(plan: RunPlan) -> Runtime:
     check_plan(method_class.sampling_plan(config), plugins, family_spec(config, plugins))
     data_spec = family.data_spec()
     latents_source = method_class.latents_source(config)
-    dataset_kind = dataset_kind_name(config, plugins)
+    dataset_kind = plugins.dataset_kind_of(family_spec(config, plugins))
     loader = build_loader(config, plugins, dataset_kind, data_spec, needs_latents=latents_source == "data")
     prompts = _read_prompts(config)
 
@@ -235,19 +235,16 @@ def used_specs(config: RunConfig, plugins: Plugins) -> list[Spec]:
     method = load_method(config, plugins)
     kinds = [("family", config.role_family(role)) for role in config.roles]
     kinds += [("method", config.recipe.method), ("sampler", method.sampling_plan(config).sampler_kind)]
-    kinds += [("validator", validator_name(config, plugins)), ("dataset_kind", dataset_kind_name(config, plugins))]
+    kinds += [
+        ("validator", validator_name(config, plugins)),
+        ("dataset_kind", plugins.dataset_kind_of(family_spec(config, plugins))),
+    ]
     kinds += [("tracker", name) for name in config.training.trackers]
     return [plugins.spec(kind, name) for kind, name in dict.fromkeys(kinds)]
 
 
 def validator_name(config: RunConfig, plugins: Plugins) -> str:
-    family = family_spec(config, plugins)
-    return config.training.validator or plugins.named_by(family, "validator", family.validator)
-
-
-def dataset_kind_name(config: RunConfig, plugins: Plugins) -> str:
-    family = family_spec(config, plugins)
-    return plugins.named_by(family, "dataset_kind", family.dataset_kind)
+    return config.training.validator or plugins.validator_of(family_spec(config, plugins))
 
 
 def _build_validator(

@@ -77,7 +77,7 @@ def _spec(plugins: Plugins, name: str, spec_class: type[AnySpec]) -> AnySpec:
 
 def _reads_folders(plugins: Plugins, family: FamilySpec) -> bool:
     try:
-        kind = plugins.spec("dataset_kind", plugins.named_by(family, "dataset_kind", family.dataset_kind))
+        kind = plugins.spec("dataset_kind", plugins.dataset_kind_of(family))
     except PluginError:  # `fvd check` says so; most kinds read folders
         return True
     return not isinstance(kind, DatasetKindSpec) or kind.reads_folders

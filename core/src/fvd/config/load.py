@@ -232,7 +232,7 @@ class _Reader:
 
     def check_data_is_named(self, family: FamilySpec | None) -> None:
         """``training.data_path`` is required where the family's kind of data is read from folders."""
-        name = self.plugins.named_by(family, "dataset_kind", family.dataset_kind) if family else ""
+        name = self.plugins.dataset_kind_of(family) if family else ""
         kind = self.find("dataset_kind", name, ("recipe", "family")) if family else None
         section = self.document.data.get("training") or {}
         if kind and kind.reads_folders and isinstance(section, dict) and section.get("data_path") is None:

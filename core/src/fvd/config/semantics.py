@@ -107,7 +107,7 @@ def _validator(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
         return []
     chosen, family = ctx.run.training.validator, next(iter(ctx.families.values()))
     try:
-        plugins.spec("validator", chosen or plugins.named_by(family, "validator", family.validator))
+        plugins.spec("validator", chosen or plugins.validator_of(family))
     except PluginError as error:
         return [ctx.problem("training.validator" if chosen else "recipe.family", error.message, cure=error.cure)]
     return []
@@ -135,7 +135,7 @@ def _size(ctx: CheckContext) -> list[Problem]:
 
 def _data(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     family, folders = next(iter(ctx.families.values())), ctx.run.training.data_sources()
-    kind = plugins.spec("dataset_kind", plugins.named_by(family, "dataset_kind", family.dataset_kind))
+    kind = plugins.spec("dataset_kind", plugins.dataset_kind_of(family))
     if folders and isinstance(kind, DatasetKindSpec) and not kind.reads_folders:
         message = f"has no effect: the family {family.name} makes its data itself"
         return [ctx.problem("training.data_path", message, severity="warning")]

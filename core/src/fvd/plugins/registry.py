@@ -147,9 +147,17 @@ class Plugins:
         """What a run file calls this component, one of `names`."""
         return _exact_name(self.owner(spec), spec, self._shared(spec.kind).get(spec.name, []))
 
-    def named_by(self, family: FamilySpec, kind: str, name: str) -> str:
-        """What a run file would call the validator or dataset kind that a family's descriptor calls ``name``: that of the
-        family's own distribution, where it has one, for its authors know of no other."""
+    def validator_of(self, family: FamilySpec) -> str:
+        """What a run file would call the family's validator."""
+        return self._named_by(family, "validator", family.validator)
+
+    def dataset_kind_of(self, family: FamilySpec) -> str:
+        """What a run file would call the family's kind of data."""
+        return self._named_by(family, "dataset_kind", family.dataset_kind)
+
+    def _named_by(self, family: FamilySpec, kind: str, name: str) -> str:
+        """A component that a family's descriptor calls ``name``: that of the family's own distribution, where it has one, for
+        its authors know of no other."""
         owner = self.owner(family)
         own = (record for record, spec in self._of_kind(kind) if spec.name == name)
         return f"{owner.distribution}:{name}" if any(record.distribution == owner.distribution for record in own) else name
@@ -276,8 +284,8 @@ class Plugins:
         names += [("validator", training.validator)] if training.validator else []
         for family in ctx.families.values():
             owners.add(self.owner(family))
-            names.append(("dataset_kind", self.named_by(family, "dataset_kind", family.dataset_kind)))
-            names.append(("validator", self.named_by(family, "validator", family.validator)))
+            names.append(("dataset_kind", self.dataset_kind_of(family)))
+            names.append(("validator", self.validator_of(family)))
         return owners | {record for kind, name in names for record, _ in self._find(kind, name)}
 
     def notify(self, hook_name: str, **kwargs: object) -> None:

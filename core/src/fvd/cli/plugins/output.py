@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fvd.console import aligned
 from fvd.plugins.findings import Finding, findings_of
+from fvd.plugins.missing import noun
 from fvd.plugins.registry import KINDS
 from fvd.specs import Spec
 
@@ -47,7 +48,7 @@ def shared_findings(plugins: Plugins) -> Iterator[Finding]:
 
     yield from findings_of(plugins)
     for spec in [spec for kind in KINDS for spec in plugins.behind_core(kind)]:
-        message = f"{spec.kind.replace('_', ' ')} {spec.name!r} means core's; this one is reached as {plugins.name_of(spec)!r}"
+        message = f"{noun(spec.kind)} {spec.name!r} means core's; this one is reached as {plugins.name_of(spec)!r}"
         yield Finding(code="P07", plugin=str(plugins.owner(spec)), message=message)
     for spec in plugins.specs("command"):
         if spec.name in COMMANDS:

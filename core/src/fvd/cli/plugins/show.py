@@ -11,6 +11,7 @@ from fvd.cli.plugins.component import describe_component, facts_of
 from fvd.cli.plugins.output import print_json, record_as_dict, shared_findings
 from fvd.errors import PluginError, did_you_mean
 from fvd.plugins.discovery import canonical
+from fvd.plugins.missing import noun
 from fvd.plugins.registry import KINDS, split_kind
 from fvd.specs import Spec
 
@@ -102,7 +103,7 @@ def _lines(plugins: Plugins, record: PluginRecord, specs: list[Spec]) -> Iterato
         if finding.plugin == str(record):
             yield from finding.lines("!")
     for spec in specs:
-        yield f"  {spec.kind.replace('_', ' ')} {spec.name}: {spec.summary or '(no summary)'}"
+        yield f"  {noun(spec.kind)} {spec.name}: {spec.summary or '(no summary)'}"
         yield from (f"    {line}" for line in _component_lines(plugins, spec))
 
 

@@ -51,7 +51,7 @@ class FamilyBench:
         self.config = config
         context = FamilyContext(config=config, components_path=config.components_path or self.path, device=CPU)
         family_class: type[Family] = subject.plugins.load("family", subject.name)
-        self.dataset_kind = subject.plugins.named_by(spec, "dataset_kind", spec.dataset_kind)
+        self.dataset_kind = subject.plugins.dataset_kind_of(spec)
         kind = subject.plugins.spec("dataset_kind", self.dataset_kind)
         assert isinstance(kind, DatasetKindSpec)
         self.reads_folders = kind.reads_folders

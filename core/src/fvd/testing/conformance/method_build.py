@@ -110,7 +110,7 @@ class MethodBench:
         method_class: type[Method] = self.subject.plugins.load("method", self.subject.name)
         needs_latents = method_class.latents_source(config) == "data"
         plugins, family = self.subject.plugins, self.family_spec
-        kind = plugins.named_by(family, "dataset_kind", family.dataset_kind)
+        kind = plugins.dataset_kind_of(family)
         yield from build_loader(config, plugins, kind, data_spec, needs_latents=needs_latents)
 
 

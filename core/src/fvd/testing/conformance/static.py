@@ -110,9 +110,13 @@ def _descriptor_problems(subject: Subject, spec: Spec) -> list[str]:
         if check not in mine
     ]
     if isinstance(spec, FamilySpec):
-        for kind, name in (("validator", spec.validator), ("dataset_kind", spec.dataset_kind)):
-            known = subject.plugins.names(kind)
-            if name not in known and subject.plugins.named_by(spec, kind, name) == name:
+        plugins = subject.plugins
+        for kind, name, meant in (
+            ("validator", spec.validator, plugins.validator_of(spec)),
+            ("dataset_kind", spec.dataset_kind, plugins.dataset_kind_of(spec)),
+        ):
+            known = plugins.names(kind)
+            if name not in known and meant == name:
                 problems.append(f"no installed plugin has the {kind} {name!r} that it names{did_you_mean(name, known)}")
         asked_for = {sampler.scheduler for sampler in subject.plugins.specs("sampler") if isinstance(sampler, SamplerSpec)}
         problems += [
