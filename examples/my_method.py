@@ -26,9 +26,6 @@ class MyConfig(fvd.MethodConfig):
 class MyMethod(fvd.Method):
     role_names = ("student",)
 
-    def optimizer_specs(self):
-        return {"student": fvd.OptimizerSpec.from_training(self.run.training)}
-
     def single_train_step(self, batch, iteration, *, rng):
         prepared = self.adapter.prepare_batch(batch, latents_source="data")
         x0, noise, t = prepared.latents, rng.randn_like(prepared.latents), rng.rand() * self.adapter.num_train_timesteps

@@ -61,7 +61,8 @@ def test_a_family_with_nothing_wrong_passes_them_all(plugins):
     with Examination(plugins, plugins.owner(spec), spec) as examination:
         results = [examination.result(check) for check in checks_of("family")]
     assert {result.id: result.message for result in results if result.status != "passed"} == {
-        "B117": "shard_units() names no blocks"
+        "B117": "shard_units() names no blocks",
+        "B120": "the family does not provide feature_widths, features, predict_x0_with_features",
     }
 
 

@@ -16,7 +16,9 @@ from small_video import LATENT_SHAPE, SmallVideoAdapter, small_lock, small_raw_b
 import fvd
 from fvd.checkpoint.manager import CheckpointManager
 from fvd.config.models import MethodConfig
-from fvd.errors import PluginError
+from fvd.errors import FvdError, PluginError
+from fvd.health import HealthRule
+from fvd.health.core_rules import MAX_SKIPPED_IN_A_ROW
 from fvd.rundir import RunDirectory
 from fvd.runtime import Runtime
 from fvd.signals import StopSignals
@@ -393,3 +395,76 @@ def test_a_checkpoint_describes_its_run(make):
     description = json.loads((path / "checkpoint.json").read_text())
     assert (description["step"], description["loader"]) == (1, {"position": 1})
     assert description["config"]["training"]["output_dir"] == str(made.runtime.run_dir.path)
+
+
+# --- non-finite gradients --------------------------------------------------------------------------------------------
+def breaking_at(steps: range) -> type[fvd.Method]:
+    class Breaks(Balanced):
+        def single_train_step(self, batch, iteration, *, rng):
+            for loss in super().single_train_step(batch, iteration, rng=rng):
+                value = loss.value * float("nan") if iteration in steps else loss.value
+                yield fvd.Loss("loss", value, role="student")
+
+    return Breaks
+
+
+def test_a_run_that_does_not_recover_ends_with_a_checkpoint_of_the_last_finite_step(make, caplog):
+    good = make("good", max_train_steps=3)
+    fit(good)
+    made = make("bad", method=breaking_at(range(4, 100)), max_train_steps=50)
+    with pytest.raises(FvdError, match=r"\[non_finite\] step 13: the gradient of student is not finite") as raised:
+        fit(made)
+    assert "Lower the role's learning rate" in raised.value.cure
+    assert made.runtime.checkpoints.steps() == [3 + MAX_SKIPPED_IN_A_ROW]
+    assert torch.equal(weights(made), weights(good))
+    assert torch.isfinite(weights(make("bad", max_train_steps=50))).all()
+    assert made.tracker.metrics[13]["health/skipped_total_student"] == 10
+    assert made.tracker.metrics[13]["health/non_finite"] == 1
+    assert made.tracker.metrics[3]["health/non_finite"] == 0
+    assert made.hooks.told[-1] == ("run_end", 13)
+    warnings = [record.getMessage() for record in caplog.records if "[non_finite]" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "step 4:" in warnings[0]
+
+
+def test_a_step_that_saves_and_ends_the_run_saves_once(make):
+    made = make(method=breaking_at(range(1, 100)), max_train_steps=50, training_state_checkpointing_steps=10)
+    with pytest.raises(FvdError, match="10 times in a row"):
+        fit(made)
+    assert made.hooks.told.count(("checkpoint_saved", 10)) == 1
+
+
+def test_a_short_run_in_which_a_role_never_moved_is_no_success(make):
+    made = make(method=breaking_at(range(1, 100)), max_train_steps=4)
+    with pytest.raises(FvdError, match=r"\[non_finite\] until step 4: .* each time that it could have been otherwise \(4\)"):
+        fit(made)
+    assert made.runtime.checkpoints.steps() == [4]
+    assert made.tracker.finished == 1
+
+
+def test_a_run_that_recovers_is_a_success(make):
+    made = make(method=breaking_at(range(1, 10)), max_train_steps=10)
+    assert fit(made).status == "finished"
+    assert made.tracker.metrics[10]["health/skipped_total_student"] == 9
+
+
+def test_the_rules_of_a_method_are_asked_at_each_step_and_logged(make, caplog):
+    class AboveThree(HealthRule):
+        name, watches, fires_when, remedy = "too_much", ("train/samples",), "samples above 3", "Take less."
+
+        def observe(self, metrics):
+            return f"{metrics['train/samples']:g} samples" if metrics["train/samples"] > 3 else None
+
+    class Watched(Balanced):
+        def health_rules(self):
+            return [AboveThree()]
+
+    made = make("more", method=Watched, max_train_steps=2, train_batch_size=4)
+    fit(made)
+    assert [made.tracker.metrics[step]["health/too_much"] for step in (1, 2)] == [1, 1]
+    assert [record.getMessage() for record in caplog.records if "[too_much]" in record.getMessage()] == [
+        "[too_much] step 1: 4 samples. Remedy: Take less."
+    ]
+    made = make("less", method=Watched, max_train_steps=1, train_batch_size=3)
+    fit(made)
+    assert made.tracker.metrics[1]["health/too_much"] == 0

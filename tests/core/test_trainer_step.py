@@ -15,11 +15,11 @@ from small_video import SmallVideoAdapter, small_raw_batch, small_roles, small_r
 
 import fvd
 from fvd.config.models import MethodConfig
-from fvd.errors import FvdError, PluginError
+from fvd.errors import PluginError
 from fvd.metrics import StepMetrics
 from fvd.signals import StopSignals
 from fvd.trackers.base import TrackerGroup
-from fvd.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
+from fvd.trainer import Trainer
 
 
 class Regress(fvd.Method):
@@ -85,7 +85,14 @@ def test_a_step_moves_the_weights_and_reports(make_trainer):
         "grad_norm/student",
         "lr/student",
         "skipped/student",
+        "clipped/student",
+        "passes/student_forwards",
+        "passes/student_backwards",
+        "health/skipped_total_student",
+        "health/clipped_share_student",
+        "health/unmoved_tensors_student",
     }
+    assert metrics["health/unmoved_tensors_student"] == 0
     assert metrics["train/constant"] == 2.0
     assert metrics["lr/student"] == 1e-2
     assert all(parameter.grad is None for parameter in trainer.runtime.roles["student"].trainable_parameters())
@@ -95,11 +102,31 @@ def test_the_gradient_norm_is_clipped_and_reported_unclipped(make_trainer, monke
     trainer = make_trainer(max_grad_norm=0.01)
     norms = []
     monkeypatch.setattr(
-        trainer, "update", lambda due, metrics: norms.append(sum(float(p.grad.square().sum()) for p in grads(trainer)) ** 0.5)
+        trainer.runtime.roles["student"],
+        "step",
+        lambda: norms.append(sum(float(p.grad.square().sum()) for p in grads(trainer)) ** 0.5),
     )
     metrics = trainer.train_step(batches())
     assert metrics["grad_norm/student"] > 0.1
+    assert metrics["clipped/student"] == 1
     assert norms[0] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_share_of_clipped_updates_is_that_of_the_last_hundred(make_trainer):
+    updates = make_trainer(max_grad_norm=2.0).updates["student"]
+    updates.handle.step = lambda: None
+    shares = [updates.apply(norm)["health/clipped_share_student"] for norm in [3.0] * 3 + [1.0] * 97 + [2.0] * 2]
+    assert shares[0] == 1.0
+    assert shares[3] == 0.75
+    assert shares[99] == 0.03
+    assert shares[101] == 0.01  # a norm equal to the clip is not clipped, and two of the first three have gone
+    skipped = updates.apply(math.inf)
+    assert skipped.keys() == {"lr/student", "skipped/student", "health/skipped_total_student"}
+
+
+def test_nothing_is_said_of_clipping_where_there_is_none(make_trainer):
+    metrics = make_trainer(max_grad_norm=0).train_step(batches())
+    assert not {name for name in metrics if "clipped" in name}
 
 
 def grads(trainer: Trainer) -> list[torch.nn.Parameter]:
@@ -130,16 +157,22 @@ def test_accumulation_equals_one_large_batch(make_trainer):
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-7)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_in_the_end_refused(make_trainer):
+def test_a_step_that_is_not_finite_is_skipped_and_counted(make_trainer):
     trainer = make_trainer("nan")
     before = student_weights(trainer)
-    for step in range(1, MAX_SKIPPED_IN_A_ROW):
+    for step in (1, 2, 3):
         trainer.step = step
-        assert trainer.train_step(batches())["skipped/student"] == 1.0
+        metrics = trainer.train_step(batches())
+        assert metrics["skipped/student"] == 1.0
+        assert metrics["health/skipped_total_student"] == step
     assert torch.equal(before, student_weights(trainer))
     assert trainer.runtime.roles["student"].lr_schedulers["main"].last_epoch == 0
-    with pytest.raises(FvdError, match="not finite for 10 steps"):
-        trainer.train_step(batches())
+    assert trainer.runtime.roles["student"].updates == 0
+    trainer.runtime.method.spoil = ""
+    metrics = trainer.train_step(batches())
+    assert (metrics["skipped/student"], metrics["health/skipped_total_student"]) == (0.0, 3.0)
+    assert not torch.equal(before, student_weights(trainer))
+    assert trainer.runtime.roles["student"].updates == 1
 
 
 def test_yielding_inside_no_grad_is_refused(make_trainer):

@@ -10,16 +10,18 @@ from small_video import SmallVideoAdapter, small_raw_batch, small_roles, small_r
 from torch import Tensor
 
 import fvd
+from fvd.config.optimization import OptimizerConfig
 from fvd.testing.steps import step_random, train_step
+from fvd.timesteps import unshifted
 from fvd_dmd2.config import DMD2Config
-from fvd_dmd2.ladder import student_timesteps, unshifted_timestep
 from fvd_dmd2.method import DMD2Method
 
 LADDER = (1000, 750, 500, 250)
 ROLES = {"student": True, "teacher": False, "critic": True}
 
 
-def build(adapter: fvd.Adapter | None = None, *, flow_shift: float = 3.0, training=None, **config) -> DMD2Method:
+def build(adapter: fvd.Adapter | None = None, *, flow_shift: float = 3.0, training=None, critic=None, **config) -> DMD2Method:
+    """``critic``: its optimizer, as under ``roles:``."""
     roles = small_roles(ROLES)
     run = small_run(
         roles,
@@ -28,6 +30,11 @@ def build(adapter: fvd.Adapter | None = None, *, flow_shift: float = 3.0, traini
         flow_shift=flow_shift,
         training={"learning_rate": 1e-2, "weight_decay": 0.0} | (training or {}),
     )
+    if critic:
+        optimizer = OptimizerConfig.model_validate(critic)
+        run = run.model_copy(
+            update={"roles": run.roles | {"critic": run.roles["critic"].model_copy(update={"optimizer": optimizer})}}
+        )
     method = DMD2Method.build(run=run, roles=roles, adapter=adapter or SmallVideoAdapter(flow_shift=flow_shift))
     method.on_train_start()
     return method
@@ -81,7 +88,7 @@ def test_learning_rates_tick_in_each_roles_own_steps():
     method = build(
         generator_update_interval=2,
         training={"max_train_steps": 8, "lr_scheduler": "linear", "learning_rate": 1.0},
-        critic_learning_rate=0.5,
+        critic={"learning_rate": 0.5},
     )
     for iteration in range(1, 5):
         train_step(method, small_raw_batch(1), iteration)
@@ -93,10 +100,9 @@ def test_optimizers_follow_the_run_file():
     training = {"learning_rate": 2e-6, "betas": "0.0,0.999", "weight_decay": 0.1, "lr_scheduler": "cosine"}
     specs = build(training=training).optimizer_specs()
     assert specs["critic"] == specs["student"]
-    assert specs["student"] == fvd.OptimizerSpec(
-        learning_rate=2e-6, betas=(0.0, 0.999), weight_decay=0.1, lr_scheduler="cosine"
-    )
-    method = build(training=training, critic_learning_rate=0.0, critic_betas="0.5,0.9", critic_lr_scheduler="constant")
+    student = specs["student"]
+    assert (student.learning_rate, student.betas, student.weight_decay) == (2e-6, (0.0, 0.999), 0.1)
+    method = build(training=training, critic={"learning_rate": 0.0, "betas": "0.5,0.9", "lr_scheduler": "constant"})
     critic = method.optimizer_specs()["critic"]
     assert (critic.learning_rate, critic.betas, critic.lr_scheduler, critic.weight_decay) == (0.0, (0.5, 0.9), "constant", 0.1)
     assert method.roles["critic"].optimizers["main"].param_groups[0]["betas"] == (0.5, 0.9)
@@ -113,7 +119,7 @@ def test_forwards_of_a_step():
         due = iteration % 2 == 0
         want = {("student", False): exit_step + (not due), ("critic", True): 1}
         if due:
-            want |= {("student", True): 1, ("teacher", False): 2, ("critic", False): 1}
+            want |= {("student", True): 1, ("teacher", False): 1, ("critic", False): 1}  # the teacher's of twice the samples
         assert +calls == {call: count for call, count in want.items() if count}
         for handle in method.roles:
             handle.modules["transformer"]._forward_pre_hooks.clear()
@@ -142,7 +148,7 @@ def test_zero_conditioning_needs_no_negative_prompt():
     method = build(adapter, generator_update_interval=1, cfg_uncond={"text": "zero"})
     calls = count_forwards(method)
     train_step(method, small_raw_batch(2), 1)
-    assert calls["teacher", False] == 2
+    assert calls["teacher", False] == 1  # of twice the samples
 
 
 def test_missing_negative_conditioning_is_an_error_not_a_silent_pass():
@@ -250,10 +256,10 @@ def test_non_finite_teacher_sample_is_dropped_and_counted():
     for with_all, without, part in zip(clean["student"], dropped["student"], only_second["student"], strict=True):
         torch.testing.assert_close(without, with_all - part / 3, rtol=1e-4, atol=1e-6)
     (student, _) = list(method.single_train_step(raw, 5, rng=step_random(5, 3)))
-    assert student.counts["dmd/non_finite_samples"] == 1  # a count: summed over micro-batches, not averaged
-    assert "dmd/non_finite_samples" not in student.metrics
+    assert student.counts["dmd2/non_finite_samples"] == 1  # a count: summed over micro-batches, not averaged
+    assert "dmd2/non_finite_samples" not in student.metrics
     logged = train_step(method, raw, 5)
-    assert logged["dmd/non_finite_samples"] == 1
+    assert logged["dmd2/non_finite_samples"] == 1
     assert all(value == value for value in logged.values())
 
 
@@ -264,7 +270,7 @@ def test_score_timesteps_have_no_atom(shift, low, high):
     """Kolmogorov-Smirnov distance to the shifted uniform law conditioned on [low, high]."""
     count = 4000
     method = build(flow_shift=shift, min_timestep_ratio=low, max_timestep_ratio=high)
-    t = method.sample_score_timestep(step_random(1, count)).double().sort().values
+    t = method.score_timesteps.sample(step_random(1, count)).double().sort().values
     assert low * 1000 <= t[0]
     assert t[-1] <= high * 1000
 
@@ -289,7 +295,7 @@ class EvenlySpaced:
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 5.0, 8.0])
 def test_score_timesteps_are_the_quantiles_of_the_conditioned_law(shift, low, high):
     method = build(flow_shift=shift, min_timestep_ratio=low, max_timestep_ratio=high)
-    sigma = method.sample_score_timestep(EvenlySpaced()).double() / 1000
+    sigma = method.score_timesteps.sample(EvenlySpaced()).double() / 1000
     assert low - 1e-7 <= sigma.min()
     assert sigma.max() <= high + 1e-7
     assert (sigma.diff() > 0).all()  # no atom at either end
@@ -301,28 +307,28 @@ def test_score_timesteps_are_the_quantiles_of_the_conditioned_law(shift, low, hi
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 8.0, 17.0])
-def test_unshifted_timestep_is_the_inverse_of_the_shift(shift):
+def test_unshifted_is_the_inverse_of_the_shift(shift):
     for timestep in (0.0, 20.0, 500.0, 980.0, 1000.0):
         sigma = timestep / 1000
         expected = 1000 * sigma / (shift - (shift - 1) * sigma)
-        assert unshifted_timestep(SmallVideoAdapter(flow_shift=shift), timestep) == pytest.approx(expected, abs=5e-3)
+        assert unshifted(SmallVideoAdapter(flow_shift=shift), timestep) == pytest.approx(expected, abs=5e-3)
 
 
 class CosineAdapter(SmallVideoAdapter):
     """A schedule with no formula that dmd2 could know."""
 
-    def shift_and_clamp_timestep(self, t):
+    def shift_and_clamp_timestep(self, t, shift=None):
         return 500 * (1 - torch.cos(torch.pi * t / 1000))
 
 
 def test_the_range_of_score_timesteps_holds_for_any_increasing_schedule():
-    assert unshifted_timestep(CosineAdapter(), 500) == pytest.approx(500, abs=1e-6)
+    assert unshifted(CosineAdapter(), 500) == pytest.approx(500, abs=1e-6)
     method = build(CosineAdapter(), min_timestep_ratio=0.1, max_timestep_ratio=0.6)
-    t = method.sample_score_timestep(EvenlySpaced())
+    t = method.score_timesteps.sample(EvenlySpaced())
     assert float(t[0]) == pytest.approx(100, abs=0.5)
     assert float(t[-1]) == pytest.approx(600, abs=0.5)
-    unshifted = torch.acos(1 - t / 500)
-    torch.testing.assert_close(unshifted.diff(), unshifted.diff().mean().expand(999), rtol=1e-3, atol=0)  # uniform there
+    drawn = torch.acos(1 - t / 500)
+    torch.testing.assert_close(drawn.diff(), drawn.diff().mean().expand(999), rtol=1e-3, atol=0)  # uniform there
 
 
 @pytest.mark.parametrize(
@@ -331,19 +337,23 @@ def test_the_range_of_score_timesteps_holds_for_any_increasing_schedule():
 )
 @pytest.mark.parametrize("ending", [(), (0,)])
 def test_warped_ladder(shift, warped, ending):
-    config = DMD2Config(dmd_denoising_steps=(*LADDER, *ending), warp_denoising_step=True)
-    assert student_timesteps(config, shift) == pytest.approx(warped, abs=0.01)
-    assert student_timesteps(config.model_copy(update={"warp_denoising_step": False}), shift) == LADDER
+    steps = (*LADDER, *ending)
+    warping = build(flow_shift=shift, dmd_denoising_steps=steps, warp_denoising_step=True)
+    assert warping.ladder.tolist() == pytest.approx(warped, abs=0.01)
+    assert tuple(build(flow_shift=shift, dmd_denoising_steps=steps).ladder.tolist()) == LADDER
 
 
-def test_sampling_plan_is_the_ladder():
-    method = build(dmd_denoising_steps=[1000, 750, 500, 250, 0], warp_denoising_step=True)
+@pytest.mark.parametrize(("between", "sampler"), [("sde", "sde"), ("ode", "ddim")])
+def test_sampling_plan_is_the_ladder(between, sampler):
+    method = build(dmd_denoising_steps=[1000, 750, 500, 250, 0], warp_denoising_step=True, between_steps=between)
     plan = DMD2Method.sampling_plan(method.run)
-    assert (plan.role, plan.sampler_kind, plan.sampling_steps, plan.guidance_scale) == ("student", "sde", (4,), 1.0)
-    assert plan.sampling_timesteps == pytest.approx((1000, 900, 750, 500))
+    assert (plan.role, plan.sampler_kind, plan.sampling_steps, plan.guidance_scale) == ("student", sampler, (4,), 1.0)
+    assert (plan.sampling_timesteps, plan.shift_timesteps) == (LADDER, True)
+    shifted = method.adapter.shift_and_clamp_timestep(torch.tensor(plan.sampling_timesteps))
+    assert torch.equal(shifted, method.ladder)
     request = method.validation_request(0)
     assert request.sample_handle is method.roles["student"]
-    assert request.sampling_timesteps == pytest.approx(tuple(method.ladder.tolist()))
+    assert request.plan == plan
 
 
 # --- other adapters --------------------------------------------------------------------------------------------------
@@ -366,7 +376,7 @@ def test_critic_regresses_on_the_adapters_own_target():
     rng = step_random(1, 2)
     batch = method.adapter.prepare_batch(raw, latents_source="zeros")
     x0 = method.roll_out(batch, rng, with_grad=False).x0
-    t = method.sample_score_timestep(rng)
+    t = method.critic_timesteps.sample(rng)
     noise = rng.randn_like(x0)
     predicted = method.critic.predict(method.adapter.add_noise(x0, noise, t), t, batch.cond)
     assert loss.value == ((predicted - noise) ** 2).mean()
@@ -391,6 +401,6 @@ def test_equal_teacher_and_critic_give_no_gradient():
     network(method, "critic").load_state_dict(network(method, "teacher").state_dict())
     logged = train_step(method, small_raw_batch(3), 1)
     assert logged["student_loss"] < 1e-12  # equal weights; kernels may round differently (exact: test_dmd2_gaussian)
-    assert logged["dmd/gradient_rms"] < 1e-6
-    assert logged["dmd/score_gap"] < 1e-6
-    assert logged["dmd/normalizer"] > 0.1
+    assert logged["dmd2/gradient_rms"] < 1e-6
+    assert logged["dmd2/score_gap"] < 1e-6
+    assert logged["dmd2/normalizer"] > 0.1

@@ -70,6 +70,8 @@ class SmallVideoNetwork(nn.Module):
 class SmallVideoAdapter(FlowMatchingAdapter):
     """The flow-matching primitives over a `SmallVideoNetwork`, and the conditioning ones over hashed words. float32, CPU."""
 
+    joins_conditioning = True
+
     def __init__(self, *, flow_shift: float = 3.0, latent_shape: tuple[int, int, int, int] = LATENT_SHAPE) -> None:
         self.device = torch.device("cpu")
         self.flow_shift = flow_shift
@@ -105,6 +107,10 @@ class SmallVideoAdapter(FlowMatchingAdapter):
 
     def zero_conditioning(self, cond: SmallVideoConditioning) -> SmallVideoConditioning:
         return replace(cond, embeddings=torch.zeros_like(cond.embeddings))
+
+    def join_conditioning(self, parts: Sequence[SmallVideoConditioning]) -> SmallVideoConditioning:
+        embeddings, mask = (torch.cat(tensors) for tensors in zip(*((p.embeddings, p.mask) for p in parts), strict=True))
+        return SmallVideoConditioning(embeddings, mask)
 
     def predict(
         self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: SmallVideoConditioning, *, attn_kind: str = "dense"

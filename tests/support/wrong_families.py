@@ -19,9 +19,11 @@ from fvd.testing.toy.data import PointsSpec
 from fvd.testing.toy.family import ToyFamily
 from fvd.testing.toy_noise.family import ToyNoiseAdapter, ToyNoiseFamily
 
+EVERYTHING = fvd.TEXT_TO_VIDEO | fvd.FEATURE_PRIMITIVES
+
 fails = Collector(
     "family",
-    provides=fvd.TEXT_TO_VIDEO,
+    provides=EVERYTHING,
     samplers=frozenset({"ode", "sde"}),
     config="fvd.testing.toy.config:ToyConfig",
     dataset_kind="toy",
@@ -55,7 +57,7 @@ class TinyIsText(Base):
     pass
 
 
-@fails("C02", "implements decode, which `provides` does not declare", provides=fvd.TEXT_TO_VIDEO - {"decode"})
+@fails("C02", "implements decode, which `provides` does not declare", provides=EVERYTHING - {"decode"})
 class Undeclared(Base):
     pass
 
@@ -302,7 +304,7 @@ class NeverDrops(Base):
 @fails("B111", "must clamp to [0, 1000]")
 class NoClamp(Base):
     class Adapter(ToyAdapter):
-        def shift_and_clamp_timestep(self, t):
+        def shift_and_clamp_timestep(self, t, shift=None):
             return t
 
 
@@ -407,3 +409,46 @@ class GoneForGood(Base):
 
         def release(self):
             self.released = True
+
+
+@fails("B120", "do they come from x_t")
+class FeaturesOfNothing(Base):
+    class Adapter(ToyAdapter):
+        def block_feature(self, output, x_t):
+            return torch.ones_like(super().block_feature(output, x_t))
+
+
+@fails("B120", "must keep the graph to x_t")
+class DetachedFeatures(Base):
+    class Adapter(ToyAdapter):
+        def block_feature(self, output, x_t):
+            return super().block_feature(output, x_t).detach()
+
+
+@fails("B120", "in the order of `layers`")
+class FeaturesInOrderOfDepth(Base):
+    class Adapter(ToyAdapter):
+        def feature_widths(self, handle):
+            return [32] * 4
+
+        def feature_blocks(self, handle):
+            blocks = list(handle.modules["transformer"].blocks)
+            return [[blocks[0], blocks[0], blocks[1], blocks[1]]]
+
+        def predict_x0_with_features(self, handle, x_t, t, cond, *, layers, attn_kind="dense"):
+            if any(layer > 3 for layer in layers):
+                raise fvd.FvdError("there is no such block")
+            return super().predict_x0_with_features(handle, x_t, t, cond, layers=sorted(layers), attn_kind=attn_kind)
+
+    def shard_units(self, handle):
+        return []
+
+
+@fails("B120", "of 2 blocks must be refused")
+class FeaturesOfTheNearestLayer(Base):
+    class Adapter(ToyAdapter):
+        def feature_widths(self, handle):
+            return [*super().feature_widths(handle), 32][:2]
+
+        def features(self, handle, x_t, t, cond, *, layers):
+            return super().features(handle, x_t, t, cond, layers=[min(layer, 1) for layer in layers])

@@ -17,6 +17,7 @@ _EXPORTS = {
     "CommandSpec": "fvd.specs",
     "DatasetKindSpec": "fvd.specs",
     "Example": "fvd.specs",
+    "FEATURE_PRIMITIVES": "fvd.specs",
     "FamilySpec": "fvd.specs",
     "MethodSpec": "fvd.specs",
     "MovedKey": "fvd.specs",
@@ -36,9 +37,12 @@ _EXPORTS = {
     "RunOutcome": "fvd.events",
     "StepEvent": "fvd.events",
     "ValidationEvent": "fvd.events",
+    "Passes": "fvd.accounting",
+    "HealthRule": "fvd.health",
     # needs pydantic
     "CheckContext": "fvd.config.check",
     "MethodConfig": "fvd.config.models",
+    "SamplingLadder": "fvd.config.models",
     "PipelineConfig": "fvd.config.models",
     "RoleConfig": "fvd.config.models",
     "RunConfig": "fvd.config.models",
@@ -49,6 +53,7 @@ _EXPORTS = {
     "Batch": "fvd.adapters",
     "FlowMatchingAdapter": "fvd.adapters",
     "RoleView": "fvd.adapters",
+    "BlockFeatures": "fvd.features",
     "DiffusionAdapter": "fvd.diffusion",
     "DiffusionSchedule": "fvd.diffusion",
     "Components": "fvd.components",
@@ -67,6 +72,8 @@ _EXPORTS = {
     "FamilyContext": "fvd.families",
     "Loss": "fvd.methods",
     "Method": "fvd.methods",
+    "WeightedMean": "fvd.metrics",
+    "per_bin": "fvd.metrics",
     "OptimizerSpec": "fvd.optim",
     "RoleHandle": "fvd.roles",
     "RoleManager": "fvd.roles",
@@ -79,6 +86,8 @@ _EXPORTS = {
     "Artifact": "fvd.validation.base",
     "Validator": "fvd.validation.base",
     "ValidatorContext": "fvd.validation.base",
+    "GuidedColumn": "fvd.validation.request",
+    "PanelRequest": "fvd.validation.request",
     "SamplingPlan": "fvd.validation.request",
     "ValidationRequest": "fvd.validation.request",
 }
@@ -101,6 +110,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from fvd.accounting import Passes as Passes
     from fvd.adapters import Adapter as Adapter
     from fvd.adapters import Batch as Batch
     from fvd.adapters import FlowMatchingAdapter as FlowMatchingAdapter
@@ -109,6 +119,7 @@ if TYPE_CHECKING:
     from fvd.components import TextConditioning as TextConditioning
     from fvd.config.check import CheckContext as CheckContext
     from fvd.config.models import MethodConfig as MethodConfig
+    from fvd.config.models import SamplingLadder as SamplingLadder
     from fvd.config.models import PipelineConfig as PipelineConfig
     from fvd.config.models import RoleConfig as RoleConfig
     from fvd.config.models import RunConfig as RunConfig
@@ -133,16 +144,21 @@ if TYPE_CHECKING:
     from fvd.families import Encoders as Encoders
     from fvd.families import Family as Family
     from fvd.families import FamilyContext as FamilyContext
+    from fvd.features import BlockFeatures as BlockFeatures
     from fvd.files import folder_written_aside as folder_written_aside
+    from fvd.health import HealthRule as HealthRule
     from fvd.hookspecs import hookimpl as hookimpl
     from fvd.methods import Loss as Loss
     from fvd.methods import Method as Method
+    from fvd.metrics import WeightedMean as WeightedMean
+    from fvd.metrics import per_bin as per_bin
     from fvd.optim import OptimizerSpec as OptimizerSpec
     from fvd.rng import StepRandom as StepRandom
     from fvd.roles import RoleHandle as RoleHandle
     from fvd.roles import RoleManager as RoleManager
     from fvd.samplers.guidance import GuidedModel as GuidedModel
     from fvd.samplers.sampling import sample_latents as sample_latents
+    from fvd.specs import FEATURE_PRIMITIVES as FEATURE_PRIMITIVES
     from fvd.specs import SAMPLING_PRIMITIVES as SAMPLING_PRIMITIVES
     from fvd.specs import SCHEDULE_PRIMITIVES as SCHEDULE_PRIMITIVES
     from fvd.specs import TEXT_TO_VIDEO as TEXT_TO_VIDEO
@@ -165,5 +181,7 @@ if TYPE_CHECKING:
     from fvd.validation.base import Artifact as Artifact
     from fvd.validation.base import Validator as Validator
     from fvd.validation.base import ValidatorContext as ValidatorContext
+    from fvd.validation.request import GuidedColumn as GuidedColumn
+    from fvd.validation.request import PanelRequest as PanelRequest
     from fvd.validation.request import SamplingPlan as SamplingPlan
     from fvd.validation.request import ValidationRequest as ValidationRequest

@@ -52,6 +52,8 @@ class Adapter(ABC):
     num_train_timesteps: int
     attn_kinds: frozenset[str] = frozenset({"dense"})
     """Values of ``attn_kind`` that the prediction primitives understand."""
+    joins_conditioning: bool = False
+    """Whether `join_conditioning` is there."""
 
     # --- conditioning ---
     @abstractmethod
@@ -82,9 +84,9 @@ class Adapter(ABC):
         self._missing("zero_conditioning")
 
     # --- schedule ---
-    def shift_and_clamp_timestep(self, t: Tensor) -> Tensor:
-        """[B] -> [B], float32: the run's ``flow_shift`` applied, inside [0, num_train_timesteps]. Monotone; a shift of 1
-        changes nothing, a larger one moves timesteps towards noise."""
+    def shift_and_clamp_timestep(self, t: Tensor, shift: float | None = None) -> Tensor:
+        """[B] -> [B], float32: ``shift``, by default the run's ``flow_shift``, applied, inside [0, num_train_timesteps].
+        Monotone; a shift of 1 changes nothing, a larger one moves timesteps towards noise."""
         self._missing("shift_and_clamp_timestep")
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -120,6 +122,33 @@ class Adapter(ABC):
         add_noise(predict_x0, predict_noise, t)."""
         self._missing("predict_noise")
 
+    # --- features ---
+    def feature_widths(self, handle: RoleHandle) -> Sequence[int]:
+        """The width D of the hidden states after each block of the role's network; as many as it has blocks. Raises FvdError
+        for a network without blocks."""
+        self._missing("feature_widths")
+
+    def features(
+        self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, layers: Sequence[int]
+    ) -> list[Tensor]:
+        """The hidden states after the blocks ``layers`` (0 is the first) of the role's network, each [B, D, T', H', W'],
+        float32, on the grid of its tokens. Gradient flows to x_t, and to the parameters that require it. Raises FvdError for a
+        block that there is not."""
+        self._missing("features")
+
+    def predict_x0_with_features(
+        self,
+        handle: RoleHandle,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        *,
+        layers: Sequence[int],
+        attn_kind: str = "dense",
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`predict_x0` and `features` of one and the same forward."""
+        self._missing("predict_x0_with_features")
+
     # --- decoding ---
     def latent_shape(self, geometry: VideoGeometry) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the latents of a video of this size. Raises FvdError for sizes the model cannot make."""
@@ -141,6 +170,11 @@ class Adapter(ABC):
         """Backpropagate. ``ctx`` is what the method put into `fvd.Loss`; families whose forward needs context again
         (a global attention state, say) enter it here."""
         loss.backward()
+
+    def join_conditioning(self, parts: Sequence[Conditioning]) -> Conditioning:
+        """The conditioning of several batches as that of one, in order: two forwards become one of twice the samples. Only
+        where ``joins_conditioning`` says so."""
+        self._missing("join_conditioning")
 
     def supported_attn_kind(self, attn_kind: str) -> str:
         """``attn_kind`` where this adapter has it, else ``dense``, of which the others are approximations."""
@@ -173,24 +207,65 @@ class RoleView:
     def predict_noise(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, attn_kind: str = "dense") -> Tensor:
         return self._checked("predict_noise", self.adapter.predict_noise, x_t, t, cond, attn_kind)
 
+    def feature_widths(self) -> tuple[int, ...]:
+        return tuple(self.adapter.feature_widths(self.handle))
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, layers: Sequence[int]) -> list[Tensor]:
+        features = self.adapter.features(self.handle, x_t, t, cond, layers=layers)
+        return self._checked_features("features", features, x_t, layers)
+
+    def predict_x0_with_features(
+        self, x_t: Tensor, t: Tensor, cond: Conditioning, *, layers: Sequence[int], attn_kind: str = "dense"
+    ) -> tuple[Tensor, list[Tensor]]:
+        self._check_attention(attn_kind)
+        name = "predict_x0_with_features"
+        output = self.adapter.predict_x0_with_features(self.handle, x_t, t, cond, layers=layers, attn_kind=attn_kind)
+        if not isinstance(output, tuple) or len(output) != 2:
+            raise self._broken(name, "return (x0, features)", type(output).__name__)
+        x0, features = output
+        return self._checked_like(name, x0, x_t), self._checked_features(name, features, x_t, layers)
+
     def _checked(
         self, name: str, primitive: Callable[..., Tensor], x_t: Tensor, t: Tensor, cond: Conditioning, attn_kind: str
     ) -> Tensor:
-        """A wrong shape would broadcast in a loss and train on nonsense; it costs nothing to look."""
+        self._check_attention(attn_kind)
+        return self._checked_like(name, primitive(self.handle, x_t, t, cond, attn_kind=attn_kind), x_t)
+
+    def _check_attention(self, attn_kind: str) -> None:
         if attn_kind not in self.adapter.attn_kinds:
             raise PluginError(
                 f"the family {self.handle.family} has no attention {attn_kind!r}",
                 cure=f"It has: {', '.join(sorted(self.adapter.attn_kinds))}. A method asks with supported_attn_kind().",
             )
-        output = primitive(self.handle, x_t, t, cond, attn_kind=attn_kind)
+
+    def _checked_like(self, name: str, output: Tensor, x_t: Tensor) -> Tensor:
+        """A wrong shape would broadcast in a loss and train on nonsense; it costs nothing to look."""
         if isinstance(output, Tensor) and output.shape == x_t.shape and output.dtype == torch.float32:
             return output
-        got = f"{list(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+        raise self._broken(name, f"return float32 of shape {list(x_t.shape)}", _described(output))
+
+    def _checked_features(self, name: str, features: list[Tensor], x_t: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        if not isinstance(features, list) or len(features) != len(layers):
+            got = len(features) if isinstance(features, list) else type(features).__name__
+            raise self._broken(name, f"return a list of {len(layers)} features", got)
+        widths = self.feature_widths()
+        for feature, layer in zip(features, layers, strict=True):
+            wanted = (len(x_t), widths[layer])
+            right = isinstance(feature, Tensor) and feature.ndim == 5 and feature.shape[:2] == wanted
+            if not right or feature.dtype != torch.float32:
+                raise self._broken(name, f"return float32 of shape [{wanted[0]}, {wanted[1]}, T', H', W']", _described(feature))
+        return features
+
+    def _broken(self, name: str, must: str, got: object) -> PluginError:
         adapter = type(self.adapter)
-        raise PluginError(
-            f"{adapter.__module__}.{adapter.__name__}.{name} must return float32 of shape {list(x_t.shape)}, got {got}",
+        return PluginError(
+            f"{adapter.__module__}.{adapter.__name__}.{name} must {must}, got {got}",
             cure=mistake_in_code(f"the family {self.handle.family}'s"),
         )
+
+
+def _described(output: object) -> str:
+    return f"{list(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
 
 
 class FlowMatchingAdapter(Adapter):
@@ -206,8 +281,9 @@ class FlowMatchingAdapter(Adapter):
         """σ(t) = t / num_train_timesteps, float32."""
         return t.float() / self.num_train_timesteps
 
-    def shift_and_clamp_timestep(self, t: Tensor) -> Tensor:
-        shifted = flow.shift_sigma(self.sigma(t), self.flow_shift) * self.num_train_timesteps
+    def shift_and_clamp_timestep(self, t: Tensor, shift: float | None = None) -> Tensor:
+        factor = self.flow_shift if shift is None else shift
+        shifted = flow.shift_sigma(self.sigma(t), factor) * self.num_train_timesteps
         return shifted.clamp(0, self.num_train_timesteps)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

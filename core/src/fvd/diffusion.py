@@ -174,8 +174,8 @@ class DiffusionAdapter(Adapter):
         """The number of entries of the table, N."""
         return len(self.schedule)
 
-    def shift_and_clamp_timestep(self, t: Tensor) -> Tensor:
-        return self.schedule.shift(t, self.flow_shift)
+    def shift_and_clamp_timestep(self, t: Tensor, shift: float | None = None) -> Tensor:
+        return self.schedule.shift(t, self.flow_shift if shift is None else shift)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return self.schedule.add_noise(x0, noise, t)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,8 +20,11 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class ValidationEvent:
+    """The videos of a validation, and the held-out loss with its parts."""
+
     step: int
     artifacts: list[Artifact]
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

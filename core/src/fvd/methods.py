@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fvd.adapters import Adapter, LatentsSource
+from fvd.adapters import Adapter, Batch, LatentsSource
 from fvd.data.spec import RawBatch
+from fvd.ema import Ema
+from fvd.health import HealthRule
+from fvd.metrics import MetricValue
 from fvd.optim import OptimizerSpec
 from fvd.rng import StepRandom
 from fvd.roles import RoleManager
-from fvd.validation.request import SamplingPlan, ValidationRequest
+from fvd.validation.request import PanelRequest, SamplingPlan, ValidationRequest
 
 if TYPE_CHECKING:
     from fvd.config.models import RunConfig
@@ -32,23 +35,24 @@ class Loss:
 
     name: how it is logged. value: 0-dim, float32, mean over the micro-batch. role: whose parameters it reaches.
     ctx: handed to `Adapter.backward`. metrics: further scalars to log, floats or detached 0-dim tensors (no host sync
-    in a method: the trainer makes one a step); averaged over the micro-batches in which they appear. counts: the same,
-    but summed over the micro-batches.
+    in a method: the trainer makes one a step), averaged over the micro-batches in which they appear; or a
+    `fvd.metrics.WeightedMean`, which `fvd.metrics.per_bin` makes of a loss by timestep. counts: numbers that are summed
+    over the micro-batches.
     """
 
     name: str
     value: Tensor
     role: str
     ctx: object | None = None
-    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    metrics: Mapping[str, MetricValue] = field(default_factory=dict)
     counts: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
 class Method(nn.Module, ABC):
     """Base class of every method.
 
-    Subclasses set ``role_names`` (those of the descriptor) and write `optimizer_specs`, `single_train_step` and, where
-    roles move at different rates, `roles_to_update`. ``run.method_config`` is the parsed `fvd.MethodConfig` that the
+    Subclasses set ``role_names`` (those of the descriptor) and write `single_train_step` and, where roles move at different
+    rates, `roles_to_update`. ``run.method_config`` is the parsed `fvd.MethodConfig` that the
     descriptor names. Buffers and parameters that a method registers on itself (an average, a counter) are saved and
     restored with the checkpoint; gradients reach the roles' modules only.
     """
@@ -71,12 +75,12 @@ class Method(nn.Module, ABC):
 
     # --- what a method declares ---
     @abstractmethod
-    def optimizer_specs(self) -> Mapping[str, OptimizerSpec]:
-        """One spec for each trainable role."""
-
-    @abstractmethod
     def single_train_step(self, batch: RawBatch, iteration: int, *, rng: StepRandom) -> Iterator[Loss]:
         """Yield the losses of one micro-batch. ``iteration`` counts from 1; all micro-batches of a step share it."""
+
+    def optimizer_specs(self) -> Mapping[str, OptimizerSpec]:
+        """One spec for each trained role. Default: what the run file says of the role, then `MethodConfig.role_defaults`."""
+        return {handle.name: OptimizerSpec.of(self.run.optimizer_of(handle.name)) for handle in self.roles.trainable}
 
     def roles_to_update(self, iteration: int) -> Sequence[str]:
         """The roles whose optimizers move at this iteration, in the order in which they step."""
@@ -89,14 +93,38 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def sampling_plan(cls, run: RunConfig) -> SamplingPlan:
-        """How the result is meant to be sampled. Default: the first role, the run file's sampler and steps."""
-        training = run.training
+        """How the result is meant to be sampled. Default: the first role, on the ladder of its config, or where that has none
+        with the run file's sampler and steps."""
+        training, ladder = run.training, run.method_config.sampling_ladder()
+        if ladder is None:
+            return SamplingPlan(
+                role=cls.role_names[0],
+                sampler_kind=run.pipeline_config.sampler_kind or "ode",
+                sampling_steps=training.validation_sampling_steps,
+                guidance_scale=training.validation_guidance_scale,
+            )
         return SamplingPlan(
             role=cls.role_names[0],
-            sampler_kind=run.pipeline_config.sampler_kind or "ode",
-            sampling_steps=training.validation_sampling_steps,
-            guidance_scale=training.validation_guidance_scale,
+            sampler_kind=ladder.sampler_kind,
+            sampling_steps=(len(ladder.timesteps),),
+            sampling_timesteps=ladder.timesteps,
+            shift_timesteps=ladder.shift_timesteps,
+            guidance_scale=ladder.guidance_scale,
         )
+
+    def panel(self) -> PanelRequest | None:
+        """Whose predictions validation shows side by side, beside the samples of the planned role. Default: nobody's."""
+        return None
+
+    def held_out_loss(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor | None:
+        """The loss of each sample of ``batch``, [B] float32, at timesteps ``t`` [B] with ``noise`` [B, C, T, H, W]: of samples
+        that are not trained on, so that it shows overfitting. Called under ``torch.no_grad``; draw nothing. Default: None, the
+        method has none, and a run file that sets samples aside for it is refused."""
+        return None
+
+    def health_rules(self) -> Sequence[HealthRule]:
+        """Alarms of this method's own, new objects; core has those for gradients, clipping and movement. Default: none."""
+        return []
 
     def on_train_start(self) -> None:
         """Once, before the first step: `adapter.ensure_negative_conditioning()` where the method needs it."""
@@ -109,23 +137,26 @@ class Method(nn.Module, ABC):
         """What to sample after ``step`` (0 = before training). None: nothing."""
         plan = self.sampling_plan(self.run)
         return ValidationRequest(
+            plan=plan,
             sample_handle=self.roles[plan.role],
-            sampler_kind=plan.sampler_kind,
-            sampling_steps=plan.sampling_steps,
-            sampling_timesteps=plan.sampling_timesteps,
-            guidance_scale=plan.guidance_scale,
+            weights=self.run.training.validation_weights,
+            panel=self.panel(),
         )
 
     def build_optimizers(self) -> None:
-        """One AdamW a trainable role, over all its modules, with a schedule in that role's own steps."""
+        """For each trained role one optimizer over all its modules, with a schedule in that role's own updates, its clipping,
+        and its average where the run keeps one."""
         specs = self.optimizer_specs()
         total_steps = self.count_role_steps(self.run.training.max_train_steps)
         for handle in self.roles.trainable:
             if handle.name not in specs:
                 continue  # `fvd.step_contract.check_method` says so
-            optimizer = specs[handle.name].build_optimizer(handle.trainable_parameters())
+            spec, ema = specs[handle.name], self.run.ema_of(handle.name)
+            optimizer = spec.build_optimizer(handle.trainable_parameters())
             handle.optimizers["main"] = optimizer
-            handle.lr_schedulers["main"] = specs[handle.name].build_lr_scheduler(optimizer, total_steps[handle.name])
+            handle.lr_schedulers["main"] = spec.build_lr_scheduler(optimizer, total_steps[handle.name])
+            handle.max_grad_norm = spec.max_grad_norm
+            handle.ema = Ema(handle.modules, ema) if ema else None
 
     def count_role_steps(self, max_train_steps: int) -> dict[str, int]:
         """How often each trainable role steps in the whole run."""

@@ -2,38 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """A mean over some of a step's samples, as a value of `fvd.Loss.metrics`: a timestep bin, the kept samples.
+
+    total: the sum, weight: what it is divided by; both detached 0-dim tensors. Both are summed over the micro-batches of a
+    step and divided at its end, so that a micro-batch with more of these samples counts for more. A metric whose weight is
+    0 in a whole step is not logged at that step.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+
+MetricValue = Tensor | float | WeightedMean
+
+
+def per_bin(name: str, values: Tensor, t: Tensor, num_train_timesteps: int, *, bins: int = 5) -> Mapping[str, WeightedMean]:
+    """The mean of ``values`` [B] in each of ``bins`` equal ranges of the timesteps ``t`` [B].
+
+    Of ``per_bin("loss", loss, t, 1000)`` the names are ``loss/t_0_200`` to ``loss/t_800_1000``; a bin holds its lower end,
+    the last one its upper end too. Detached, float32; no host sync, whatever the timesteps are.
+    """
+    edges = [round(num_train_timesteps * edge / bins) for edge in range(bins + 1)]
+    index = (t.detach().float() / num_train_timesteps * bins).long().clamp(0, bins - 1)
+    inside = index[None] == torch.arange(bins, device=t.device)[:, None]  # [bins, B]
+    totals = torch.where(inside, values.detach().float()[None], 0.0).sum(dim=1).unbind()
+    weights = inside.float().sum(dim=1).unbind()
+    ranges = [f"t_{low}_{high}" for low, high in pairwise(edges)]
+    return {f"{name}/{bin}": WeightedMean(*sums) for bin, *sums in zip(ranges, totals, weights, strict=True)}
 
 
 class StepMetrics:
     """Scalars collected over the micro-batches of a step: means and sums."""
 
     def __init__(self) -> None:
-        self._values: dict[str, Tensor | float] = {}
-        self._divisors: dict[str, int] = {}
+        self._totals: dict[str, Tensor | float] = {}
+        self._weights: dict[str, Tensor | float] = {}
 
-    def mean(self, name: str, value: Tensor | float) -> None:
-        """Averaged over the times that it is given."""
-        self._add(name, value)
-        self._divisors[name] = self._divisors.get(name, 0) + 1
+    def mean(self, name: str, value: MetricValue) -> None:
+        """Averaged over the times that it is given, or as a `WeightedMean` says."""
+        if isinstance(value, WeightedMean):
+            _accumulate(self._totals, name, value.total)
+            _accumulate(self._weights, name, value.weight)
+        else:
+            _accumulate(self._totals, name, value)
+            _accumulate(self._weights, name, 1.0)
 
     def sum(self, name: str, value: Tensor | float) -> None:
         """Added up."""
-        self._add(name, value)
-        self._divisors[name] = 1
-
-    def _add(self, name: str, value: Tensor | float) -> None:
-        # Cloned: a method may go on to change in place what it has handed over.
-        scalar = value.detach().float().clone() if isinstance(value, Tensor) else float(value)
-        self._values[name] = self._values[name] + scalar if name in self._values else scalar
+        _accumulate(self._totals, name, value)
+        self._weights[name] = 1.0
 
     def to_host(self) -> dict[str, float]:
-        """All of them, as floats, in one transfer."""
-        tensors = {name: value for name, value in self._values.items() if isinstance(value, Tensor)}
-        on_host = dict(zip(tensors, _one_transfer(list(tensors.values())), strict=True))
-        values = {name: on_host.get(name, value) for name, value in self._values.items()}
-        return {name: float(value) / self._divisors[name] for name, value in values.items()}
+        """All of them that have a weight, as floats, in one transfer."""
+        scalars = [*self._totals.values(), *self._weights.values()]
+        on_host = iter(_one_transfer([scalar for scalar in scalars if isinstance(scalar, Tensor)]))
+        values = [next(on_host) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
+        totals, weights = values[: len(self._totals)], values[len(self._totals) :]
+        return {name: total / weight for name, total, weight in zip(self._totals, totals, weights, strict=True) if weight}
+
+
+def _accumulate(sums: dict[str, Tensor | float], name: str, value: Tensor | float) -> None:
+    # Cloned: a method may go on to change in place what it has handed over.
+    scalar = value.detach().float().clone() if isinstance(value, Tensor) else float(value)
+    sums[name] = sums[name] + scalar if name in sums else scalar
 
 
 def _one_transfer(scalars: list[Tensor]) -> list[float]:

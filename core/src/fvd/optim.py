@@ -1,60 +1,104 @@
-"""Optimizers and learning-rate schedules of roles. A method declares an `OptimizerSpec` a role; the base class builds."""
+"""Optimizers and learning-rate schedules of roles. `fvd.OptimizerSpec` says them, `Method.build_optimizers` builds them."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Self
 
+import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-if TYPE_CHECKING:
-    from fvd.config.models import LrSchedulerName, TrainingConfig
+from fvd.config.models import RunConfig
+from fvd.config.optimization import SETTINGS, OptimizerSettings
+from fvd.config.optimizers import EIGHT_BIT_INSTALL, EIGHT_BIT_LIBRARY, REFUSED_OPTIMIZERS, is_eight_bit
+from fvd.errors import FvdError, did_you_mean
+
+FUSED = frozenset({"Adam", "AdamW", "SGD"})
+"""The optimizers whose fused kernels run wherever torch has fused kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSpec:
-    """AdamW and the schedule of its learning rate. Steps count optimizer steps of the role, not of the run."""
-
-    learning_rate: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    eps: float = 1e-8
-    lr_scheduler: LrSchedulerName = "constant"
-    lr_warmup_steps: int = 0
-    lr_num_cycles: int = 1
-    lr_power: float = 1.0
-    min_lr_ratio: float = 0.0
+class OptimizerSpec(OptimizerSettings):
+    """`OptimizerSettings` that build what they say."""
 
     @classmethod
-    def from_training(cls, training: TrainingConfig) -> OptimizerSpec:
-        """What the run file's ``training:`` section says; `dataclasses.replace` changes it for a single role."""
-        return cls(
-            learning_rate=training.learning_rate,
-            betas=training.betas,
-            weight_decay=training.weight_decay,
-            lr_scheduler=training.lr_scheduler,
-            lr_warmup_steps=training.lr_warmup_steps,
-            lr_num_cycles=training.lr_num_cycles,
-            lr_power=training.lr_power,
-            min_lr_ratio=training.min_lr_ratio,
-        )
+    def of(cls, settings: OptimizerSettings) -> Self:
+        return cls(**vars(settings))
 
-    def build_optimizer(self, parameters: list[nn.Parameter]) -> AdamW:
-        return AdamW(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, eps=self.eps)
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """Fused where torch has a fused kernel for it on the device of ``parameters``. Of learning_rate, betas, eps and
+        weight_decay it is given what its class takes.
 
-    def build_lr_scheduler(self, optimizer: AdamW, total_steps: int) -> LambdaLR:
+        Raises FvdError for a class that there is not, and for arguments or parameters that it refuses.
+        """
+        optimizer_class = find_optimizer(self.name)
+        settings = {argument: getattr(self, setting) for setting, argument in taken_settings(optimizer_class).items()}
+        fused = {"fused": True} if self.name in FUSED and _has_fused_kernels(parameters) else {}
+        try:
+            return optimizer_class(parameters, **{**fused, **settings, **self.arguments})
+        except Exception as error:  # whatever a class says of an argument or a parameter that it cannot use
+            raise FvdError(f"the optimizer {self.name} cannot be made: {error}", cure=_signature(optimizer_class)) from error
+
+    def build_lr_scheduler(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
         """``total_steps``: how often this role will step in the whole run."""
         return LambdaLR(optimizer, lr_multiplier(self, total_steps))
 
 
-def lr_multiplier(spec: OptimizerSpec, total_steps: int) -> Callable[[int], float]:
-    """The factor on the learning rate before the (n + 1)-th step of the role, n = 0, 1, …
+def check_optimizers(config: RunConfig) -> None:
+    """Raise FvdError where a role's optimizer cannot be made, before weights are loaded: it is tried on one number."""
+    for name, role in config.roles.items():
+        if role.trainable:
+            try:
+                OptimizerSpec.of(config.optimizer_of(name)).build_optimizer([nn.Parameter(torch.zeros(1, 1))])
+            except FvdError as error:
+                raise FvdError(f"roles.{name}.optimizer: {error.message}", cure=error.cure) from error
 
-    Linear warm-up over ``lr_warmup_steps`` (the first step already has 1 / (warmup + 1)); then the named decay over the
+
+def find_optimizer(name: str) -> Callable[..., Optimizer]:
+    """The class of torch.optim, or of the 8-bit library, that a run file names. Raises FvdError."""
+    if name in REFUSED_OPTIMIZERS:
+        raise FvdError(f"the optimizer {name} cannot train here: {REFUSED_OPTIMIZERS[name]}", cure="Use AdamW.")
+    if is_eight_bit(name):
+        try:
+            module = importlib.import_module(f"{EIGHT_BIT_LIBRARY}.optim")
+        except ImportError:
+            message = f"the optimizer {name} is of the library {EIGHT_BIT_LIBRARY}, which is not installed here"
+            raise FvdError(message, cure=EIGHT_BIT_INSTALL) from None
+    else:
+        module = torch.optim
+    there = {key: value for key, value in vars(module).items() if _is_optimizer(value)}
+    if name not in there:
+        where = module.__name__
+        raise FvdError(
+            f"{where} has no optimizer {name!r}{did_you_mean(name, there)}", cure=f"It has: {', '.join(sorted(there))}."
+        )
+    return there[name]
+
+
+def taken_settings(optimizer_class: Callable[..., Optimizer]) -> dict[str, str]:
+    """Of `SETTINGS` those that a class takes; ``eps`` is one number in ours, and a pair in Adafactor."""
+    parameters = inspect.signature(optimizer_class).parameters
+    return {
+        setting: argument
+        for setting, argument in SETTINGS.items()
+        if argument in parameters and not (argument == "eps" and isinstance(parameters["eps"].default, tuple))
+    }
+
+
+def lr_multiplier(spec: OptimizerSettings, total_steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate before the (n + 1)-th update of the role, n = 0, 1, …
+
+    Everything counts the role's OWN updates: a role that moves at every fifth step of the run warms up over ``lr_warmup_steps``
+    of its updates, and its decay ends with its last one. An update that is skipped is none.
+
+    Linear warm-up over ``lr_warmup_steps`` (the first update already has 1 / (warmup + 1)); then the named decay over the
     rest, down to ``min_lr_ratio``.
     """
     warmup = spec.lr_warmup_steps
@@ -82,3 +126,17 @@ def lr_multiplier(spec: OptimizerSpec, total_steps: int) -> Callable[[int], floa
         return decay(min(1.0, (step - warmup) / decay_steps))
 
     return multiplier
+
+
+def _is_optimizer(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
+
+
+def _has_fused_kernels(parameters: list[nn.Parameter]) -> bool:
+    devices = _get_fused_kernels_supported_devices()
+    return all(p.device.type in devices and p.is_floating_point() for p in parameters)
+
+
+def _signature(optimizer_class: Callable[..., Optimizer]) -> str:
+    names = [name for name in inspect.signature(optimizer_class).parameters if name not in ("params", *SETTINGS.values())]
+    return f"Its further arguments: {', '.join(names)}."

@@ -17,6 +17,13 @@ def fvd_samplers() -> list[fvd.SamplerSpec]:
             takes_timesteps=True,
             few_step=True,
         ),
+        fvd.SamplerSpec(
+            name="ddim",
+            target="fvd.samplers.ddim:sample_ddim",
+            summary="predict x0 and noise, go to the next timestep; deterministic",
+            scheduler="ode",
+            takes_timesteps=True,
+        ),
     ]
 
 

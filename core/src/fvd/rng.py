@@ -78,6 +78,15 @@ class StepRandom:
         draws = [torch.randn((), generator=generator) for generator in self.per_sample]
         return to_device(torch.stack(draws), self.device)
 
+    def indices(self, count: int) -> list[int]:
+        """Integers in [0, count), one a sample, on the host."""
+        return [int(torch.randint(count, (), generator=generator)) for generator in self.per_sample]
+
     def shared_index(self, count: int) -> int:
         """One integer in [0, count), the same for the whole step."""
         return int(torch.randint(count, (), generator=self.shared))
+
+    def shared_rand(self) -> Tensor:
+        """Uniform in [0, 1), the same for the whole step: [B], float32."""
+        draw = torch.rand((), generator=self.shared)
+        return to_device(draw.expand(len(self.per_sample)).clone(), self.device)

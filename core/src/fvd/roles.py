@@ -10,15 +10,20 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fvd.ema import Ema
 from fvd.errors import FvdError, PluginError, did_you_mean, mistake_in_code
 
 
 @dataclass
 class RoleHandle:
-    """One role's modules, its optimizers and LR schedulers, and whether it is trained.
+    """One role's modules, whether it is trained, and how: a role has its own optimizers, clipping, schedules and average,
+    and a clock of its own, which ticks when it moves.
 
     modules: ``{"transformer": …}``, and ``"transformer_2"`` where a model has two experts (Wan 2.2).
-    optimizers, lr_schedulers: filled by the method; same keys.
+    optimizers, lr_schedulers: filled by `Method.build_optimizers`; same keys.
+    max_grad_norm: what the norm of the role's gradient is clipped to before a step; 0 = not clipped.
+    ema: the average of its weights, where the run keeps one.
+    updates: how often it has moved.
     """
 
     name: str
@@ -27,6 +32,9 @@ class RoleHandle:
     modules: dict[str, nn.Module]
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     lr_schedulers: dict[str, LRScheduler] = field(default_factory=dict)
+    max_grad_norm: float = 0.0
+    ema: Ema | None = None
+    updates: int = 0
 
     def apply_trainable(self) -> Self:
         """Set ``requires_grad`` from ``trainable``, and return the handle. All modules stay in eval mode: nothing here draws
@@ -35,6 +43,17 @@ class RoleHandle:
             module.requires_grad_(self.trainable)
             module.eval()
         return self
+
+    def step(self) -> None:
+        """One update of this role: its optimizers move, its schedules and its average follow, its clock ticks. A step that is
+        skipped calls nothing, and so moves no clock."""
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        for lr_scheduler in self.lr_schedulers.values():
+            lr_scheduler.step()
+        self.updates += 1
+        if self.ema:
+            self.ema.update(self.updates)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]

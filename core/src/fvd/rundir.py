@@ -10,8 +10,9 @@ logs/                       fvd.log, the run file as given, the trackers' own fi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,8 +78,18 @@ class RunDirectory:
             ) from None
 
     def has_steps(self) -> bool:
-        """Whether a run has logged a step here."""
-        return self.run_file.exists() and self.metrics_file.exists() and self.metrics_file.stat().st_size > 0
+        """Whether a run has made a step here. What a validation says before the first is no step."""
+        return self.run_file.exists() and any(row["step"] > 0 for row in self._logged())
+
+    def has_logged(self, step: int, metric: str) -> bool:
+        return any(row["step"] == step and metric in row for row in self._logged())
+
+    def _logged(self) -> Iterator[dict[str, Any]]:
+        """The rows of metrics.jsonl; a torn last line is left out."""
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []
+        for line in lines:
+            with suppress(ValueError):
+                yield json.loads(line)
 
     def read_document(self) -> dict[str, Any]:
         """The effective run file, as plain data. Raises CheckpointError when it cannot be read."""
@@ -138,9 +149,9 @@ def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
     training["output_dir"] = _absolute(training["output_dir"])
     if training["validation_dataset_file"]:
         training["validation_dataset_file"] = _absolute(training["validation_dataset_file"])
-    if training["data_path"] is not None:
-        sources = parse_data_path(training["data_path"])
-        training["data_path"] = {_absolute(folder): repeats for folder, repeats in sources.items()}
+    for key in ("data_path", "validation_data_path"):
+        if training[key] is not None:
+            training[key] = {_absolute(folder): repeats for folder, repeats in parse_data_path(training[key]).items()}
     return document
 
 

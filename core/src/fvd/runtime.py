@@ -16,7 +16,7 @@ from fvd.checkpoint.manager import Checkpoint, CheckpointManager
 from fvd.checkpoint.resume import find_resume_point
 from fvd.config.load import LoadedRun
 from fvd.config.models import RunConfig
-from fvd.data.loader import Loader, build_loader
+from fvd.data.loader import Loader, build_held_out, build_loader
 from fvd.data.spec import DataSpec, VideoGeometry
 from fvd.errors import DataError
 from fvd.families import Family, FamilyContext
@@ -31,6 +31,7 @@ from fvd.samplers.sampling import check_plan, load_sampler
 from fvd.specs import FamilySpec, MethodSpec, Spec
 from fvd.step_contract import check_method, check_role_names
 from fvd.validation.base import Validator, ValidatorContext
+from fvd.validation.held_out import LOSSES, HeldOutLoss
 from fvd.validation.prompts import Prompt, read_prompts
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Runtime:
     method: Method
     loader: Loader
     validator: Validator | None
+    held_out: HeldOutLoss | None
     latent_shape: LatentShape
     """(C, T, H, W) of the videos of this run."""
     lock: Lock
@@ -81,12 +83,16 @@ class RunPlan:
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether the run has come to its end, its last videos included."""
+        """Whether the run has come to its end, its last validation included."""
         training = self.config.training
         if self.resume_from is None or self.start_step < training.max_train_steps:
             return False
-        wants_videos = training.log_validation and self.start_step == training.max_train_steps
-        return not wants_videos or (self.run_dir.validation / step_folder(self.start_step)).exists()
+        if self.start_step > training.max_train_steps:
+            return True
+        has_videos = not training.log_validation or (self.run_dir.validation / step_folder(self.start_step)).exists()
+        if not has_videos or not training.computes_held_out_loss:
+            return has_videos
+        return any(self.run_dir.has_logged(self.start_step, metric) for metric in LOSSES.values())
 
 
 def plan_run(loaded: LoadedRun, *, resume: str) -> RunPlan:
@@ -113,6 +119,7 @@ def build_runtime(plan: RunPlan) -> Runtime:
     latents_source = method_class.latents_source(config)
     dataset_kind = plugins.dataset_kind_of(family_spec(config, plugins))
     loader = build_loader(config, plugins, dataset_kind, data_spec, needs_latents=latents_source == "data")
+    held_out = build_held_out(config, plugins, dataset_kind, data_spec, loader)
     prompts = _read_prompts(config)
 
     roles = RoleManager([_load_role(family, name, config) for name in config.roles])
@@ -133,6 +140,7 @@ def build_runtime(plan: RunPlan) -> Runtime:
         method=method,
         loader=loader,
         validator=_build_validator(config, plugins, adapter, prompts, latent_shape, plan.run_dir) if prompts else None,
+        held_out=HeldOutLoss(method, held_out, device) if held_out else None,
         latent_shape=latent_shape,
         lock=replace(plan.lock, latent_shape=latent_shape),
     )

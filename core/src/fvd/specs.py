@@ -27,6 +27,9 @@ PRIMITIVES: dict[str, str] = {
     "training_target": "prediction",
     "predict_x0": "prediction",
     "predict_noise": "prediction",
+    "feature_widths": "features",
+    "features": "features",
+    "predict_x0_with_features": "features",
     "decode": "decoding",
     "latent_shape": "decoding",
 }
@@ -45,8 +48,12 @@ SCHEDULE_PRIMITIVES = frozenset(
 )
 """What `fvd.FlowMatchingAdapter` and `fvd.DiffusionAdapter` have once ``predict`` is written."""
 
-TEXT_TO_VIDEO = frozenset(PRIMITIVES)
-"""What `fvd.TextToVideoAdapter` and `fvd.TextToVideoDiffusionAdapter` have once ``predict`` is written: everything."""
+FEATURE_PRIMITIVES = frozenset({"feature_widths", "features", "predict_x0_with_features"})
+"""What `fvd.BlockFeatures`, and with it `fvd.diffusers_format.TransformerFeatures`, adds to an adapter."""
+
+TEXT_TO_VIDEO = frozenset(PRIMITIVES) - FEATURE_PRIMITIVES
+"""What `fvd.TextToVideoAdapter` and `fvd.TextToVideoDiffusionAdapter` have once ``predict`` is written: everything but
+`FEATURE_PRIMITIVES`."""
 
 SAMPLING_PRIMITIVES = frozenset(
     {"encode_prompts", "negative_conditioning", "scheduler", "predict", "predict_x0", "add_noise", "decode", "latent_shape"}
@@ -220,9 +227,18 @@ class RoleNeeds:
 
     trainable: bool
     needs: Collection[str] = frozenset()
+    """Of a role that the method makes: what it calls on the run's other roles for its sake."""
+    optional: bool = False
+    """A run file may leave the role out; its needs count where one names it."""
+    made_by_method: bool = False
+    """`Method.build_roles` makes it: it is no model of the family, and has no ``path``. Such a role is trained."""
 
     def __post_init__(self) -> None:
         _check_flag("RoleNeeds: trainable", self.trainable)
+        _check_flag("RoleNeeds: optional", self.optional)
+        _check_flag("RoleNeeds: made_by_method", self.made_by_method)
+        if self.made_by_method and not self.trainable:
+            raise ValueError("RoleNeeds: a role that the method makes is trained: it would stay random")
         object.__setattr__(self, "needs", _check_primitives("RoleNeeds: needs", self.needs))
 
 
@@ -253,7 +269,7 @@ class MethodSpec(Spec):
     """Import string of the `fvd.MethodConfig` that parses ``method_config:``; a module without torch. The default has no
     keys."""
     roles: Mapping[str, RoleNeeds]
-    """The roles that the run file must name."""
+    """The roles that a run file names: all but the optional ones must be there."""
     needs: Collection[str] = frozenset({"prepare_batch"})
     """Primitives that the method calls on the adapter itself."""
     moved_keys: Mapping[str, MovedKey] = field(default_factory=dict)
@@ -271,11 +287,18 @@ class MethodSpec(Spec):
         for role, needs in self.roles.items():
             if not isinstance(needs, RoleNeeds):
                 raise TypeError(f"{what}: roles[{role!r}] must be RoleNeeds, got {type(needs).__name__}")
+        if all(needs.optional or needs.made_by_method for needs in self.roles.values()):
+            raise ValueError(f"{what}: at least one of its roles must be a model that every run file names")
         _check_mapping(f"{what}: moved_keys", self.moved_keys)
         for key, moved in self.moved_keys.items():
             if not isinstance(moved, MovedKey):
                 raise TypeError(f"{what}: moved_keys[{key!r}] must be a MovedKey, got {moved!r}")
         _check_example(what, self.example)
+
+    @property
+    def required_roles(self) -> tuple[str, ...]:
+        """Those that every run file names."""
+        return tuple(role for role, needs in self.roles.items() if not needs.optional)
 
 
 @dataclass(frozen=True, kw_only=True)

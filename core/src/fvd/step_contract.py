@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from fvd.data.spec import RawBatch
 from fvd.errors import PluginError, mistake_in_code
 from fvd.methods import Loss, Method
+from fvd.metrics import WeightedMean
 from fvd.rng import StepRandom
 from fvd.specs import MethodSpec
 
@@ -75,20 +76,22 @@ def _check_loss(method: Method, loss: object) -> None:
         raise _broken(method, f"the loss {loss.name!r} reaches no parameter: it was detached, or computed without gradients")
     if loss.role not in [handle.name for handle in method.roles.trainable]:
         raise _broken(method, f"the loss {loss.name!r} is for the role {loss.role!r}, which is not a trained role of the run")
-    _check_numbers(method, "metric", loss.metrics)
-    _check_numbers(method, "count", loss.counts)
+    for name, metric in loss.metrics.items():
+        for number in (metric.total, metric.weight) if isinstance(metric, WeightedMean) else (metric,):
+            _check_number(method, f"metric {name!r}", number)
+    for name, count in loss.counts.items():
+        _check_number(method, f"count {name!r}", count)
 
 
-def _check_numbers(method: Method, kind: str, values: Mapping[str, object]) -> None:
+def _check_number(method: Method, what: str, value: object) -> None:
     """A graph in a metric would be kept until it is logged, with all that hangs on it."""
-    for name, value in values.items():
-        if isinstance(value, Tensor):
-            if value.requires_grad:
-                raise _broken(method, f"the {kind} {name!r} carries a graph: give value.detach()")
-            if value.ndim != 0:
-                raise _broken(method, f"the {kind} {name!r} must be one number (a 0-dim tensor), got {list(value.shape)}")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise _broken(method, f"the {kind} {name!r} must be a number or a 0-dim tensor, got {type(value).__name__}")
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise _broken(method, f"the {what} carries a graph: give value.detach()")
+        if value.ndim != 0:
+            raise _broken(method, f"the {what} must be one number (a 0-dim tensor), got {list(value.shape)}")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _broken(method, f"the {what} must be a number or a 0-dim tensor, got {type(value).__name__}")
 
 
 def _title(name: str, method: type[Method]) -> str:

@@ -40,6 +40,7 @@ class TextToVideo(Adapter):
     """
 
     flow_shift: float
+    joins_conditioning = True
 
     def __init__(self, context: FamilyContext, components: Components) -> None:
         self.context = context
@@ -81,6 +82,9 @@ class TextToVideo(Adapter):
     def zero_conditioning(self, cond: TextConditioning) -> TextConditioning:
         """Every embedding zeroed; the masks stay."""
         return TextConditioning(torch.zeros_like(cond.embeddings), cond.mask)
+
+    def join_conditioning(self, parts: Sequence[TextConditioning]) -> TextConditioning:
+        return TextConditioning(torch.cat([part.embeddings for part in parts]), torch.cat([part.mask for part in parts]))
 
     def _text(self, raw_batch: RawBatch) -> TextConditioning:
         embeddings = _tensor(raw_batch, TEXT).to(self.device, torch.float32)

@@ -1,36 +1,37 @@
 """The trainer: infrastructure only. It sees a method, a loader and a validator; no role's meaning and no model.
 
 on_train_start → resume → loop { accumulate: the step yields losses, backward each → clip → one host sync →
-step and schedule the roles due → zero → log → save → validate } → final save → finish
+step and schedule the roles due → zero → look at its health → log → save → validate } → final save → finish
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from fvd.accounting import PassHistory, describe_passes
 from fvd.console import progress
 from fvd.data.spec import RawBatch
-from fvd.errors import FvdError, PluginError, mistake_in_code
+from fvd.errors import PluginError, mistake_in_code
 from fvd.events import CheckpointEvent, RunOutcome, StepEvent, ValidationEvent
+from fvd.health.core_rules import rules_of_loss
+from fvd.health.monitor import HealthMonitor
 from fvd.metrics import StepMetrics
+from fvd.pass_counter import PassCounter
 from fvd.rng import StepRandom
 from fvd.runtime import Runtime
 from fvd.signals import StopSignals
 from fvd.step_contract import checked_losses, checked_roles_to_update
 from fvd.stopwatch import Stopwatch
 from fvd.trackers.base import TrackerGroup
+from fvd.validation.base import Artifact
+from fvd.updates import RoleUpdates, zero_gradients
 
 logger = logging.getLogger(__name__)
-
-MAX_SKIPPED_IN_A_ROW = 10
-"""So many non-finite steps of one role in a row end the run: it does not recover by itself."""
 
 
 class Trainer:
@@ -43,11 +44,19 @@ class Trainer:
         self.step = runtime.start_step
         self.last_checkpoint: Path | None = runtime.resume_from.path if runtime.resume_from else None
         self.stopwatch = Stopwatch(runtime.device)
-        self._skipped_in_a_row: dict[str, int] = {}
+        self.updates = {handle.name: RoleUpdates(handle) for handle in runtime.roles.trainable}
+        rules_of_roles = [rule for updates in self.updates.values() for rule in updates.health_rules()]
+        self.health = HealthMonitor([*rules_of_roles, *runtime.method.health_rules()])
+        self.passes = PassCounter(runtime.roles)
+        self.pass_history = PassHistory()
+        self._losses: set[str] = set()
 
     # --- the run ---
     def fit(self) -> RunOutcome:
-        """Train to ``max_train_steps`` or to a stop signal; whatever happens, trackers are closed."""
+        """Train to ``max_train_steps`` or to a stop signal; whatever happens, trackers are closed.
+
+        Raises FvdError, after a checkpoint, where training came to nothing: see `HealthRule.ends_run_after`.
+        """
         outcome: RunOutcome | None = None
         try:
             self.prepare()
@@ -55,11 +64,15 @@ class Trainer:
             self.loop()
             if self.saved_step != self.step and (self.step > self.runtime.start_step or not self.stop.requested):
                 self.save()
+            self.compare_passes()
+            if not self.stop.requested and (failure := self.health.why_it_failed(self.step)):
+                raise failure
             outcome = RunOutcome("stopped" if self.stop.requested else "finished", self.step, self.stop.signal_number)
         finally:
             ended = outcome or RunOutcome("failed", self.step)
             self.runtime.plugins.notify("fvd_run_end", run=self.runtime, outcome=ended)
             self.trackers.finish()
+            self.passes.close()
         return outcome
 
     def prepare(self) -> None:
@@ -79,6 +92,8 @@ class Trainer:
 
     def loop(self) -> None:
         training = self.runtime.config.training
+        if expected := self.runtime.config.method_config.expected_passes():
+            logger.info("expected a step, on average: %s", describe_passes(expected))
         with (
             contextlib.closing(iter(self.runtime.loader)) as batches,
             progress("training", training.max_train_steps, initial=self.step) as bar,
@@ -89,8 +104,12 @@ class Trainer:
                 metrics = self.train_step(batches)
                 metrics |= self.stopwatch.end_step(training.train_batch_size * training.gradient_accumulation_steps)
                 metrics["data/epoch"] = float(self.runtime.loader.epoch)
+                metrics |= self.health.observe(self.step, metrics)
                 self.report(metrics)
                 bar.advance(1, **_shown(metrics))
+                if failure := self.health.why_to_end_now(self.step):
+                    self.save()
+                    raise failure
                 with bar.paused():
                     if self.save_due(self.step) or self.stop.requested:
                         self.save()
@@ -102,15 +121,19 @@ class Trainer:
         """Backpropagate every loss of every micro-batch, then move the roles that are due."""
         collected = StepMetrics()
         training = self.runtime.config.training
+        self.passes.start()
+        samples = 0
         for micro_batch in range(training.gradient_accumulation_steps):
             with self.stopwatch.waiting_for_data():
                 batch = next(batches)
+            samples += batch.batch_size
             self.accumulate(batch, micro_batch * training.train_batch_size, collected)
         due = checked_roles_to_update(self.runtime.method, self.step)
         for role in due:
             collected.mean(f"grad_norm/{role}", self.clip(role))
         metrics = collected.to_host()
-        self.update(due, metrics)
+        metrics |= self.count_passes(samples)
+        metrics |= self.update(due, metrics)
         self.runtime.method.on_step_end(self.step)
         return metrics
 
@@ -125,6 +148,7 @@ class Trainer:
             device=runtime.device,
         )
         for loss in checked_losses(runtime.method, batch.to(runtime.device), self.step, rng):
+            self._watch_loss(f"train/{loss.name}")
             runtime.adapter.backward(loss.value / training.gradient_accumulation_steps, loss.ctx)
             metrics.mean(f"train/{loss.name}", loss.value)
             for name, value in loss.metrics.items():
@@ -134,46 +158,42 @@ class Trainer:
 
     def clip(self, role: str) -> Tensor:
         """The gradient norm of a role before clipping; a tensor, no sync."""
-        parameters = [p for p in self.runtime.roles[role].trainable_parameters() if p.grad is not None]
-        if not parameters:
+        norm = self.updates[role].clip()
+        if norm is None:
             raise PluginError(
                 f"the method {self.runtime.config.recipe.method} updates {role} at step {self.step}, but no loss reached it",
                 cure=mistake_in_code("the method's"),
             )
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        max_norm = self.runtime.config.training.max_grad_norm
-        if max_norm > 0:
-            clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
 
-    def update(self, due: Sequence[str], metrics: dict[str, float]) -> None:
-        """Step and schedule the roles due whose gradients are finite; a role with NaN or Inf keeps its weights."""
+    def update(self, due: Sequence[str], metrics: dict[str, float]) -> dict[str, float]:
+        """Move the roles due whose gradients are finite; what became of each."""
+        done: dict[str, float] = {}
         for role in due:
-            handle = self.runtime.roles[role]
-            metrics[f"lr/{role}"] = next(iter(handle.optimizers.values())).param_groups[0]["lr"]
-            finite = math.isfinite(metrics[f"grad_norm/{role}"])
-            metrics[f"skipped/{role}"] = float(not finite)
-            if finite:
-                for optimizer in handle.optimizers.values():
-                    optimizer.step()
-                for scheduler in handle.lr_schedulers.values():
-                    scheduler.step()
-            self._count_skips(role, finite)
-        for handle in self.runtime.roles.trainable:
-            for optimizer in handle.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
+            done |= self.updates[role].apply(metrics[f"grad_norm/{role}"])
+        zero_gradients(self.runtime.roles.trainable)
+        return done
 
-    def _count_skips(self, role: str, finite: bool) -> None:
-        if finite:
-            self._skipped_in_a_row[role] = 0
+    def count_passes(self, samples: int) -> dict[str, float]:
+        """What the networks did in this step, by role, a micro-batch."""
+        counted = self.passes.passes(samples)
+        self.pass_history.add(counted)
+        return {f"passes/{role}_{kind}": count for role, each in counted.items() for kind, count in vars(each).items()}
+
+    def compare_passes(self) -> None:
+        """Say at the end what the networks did, and warn where the method expects something else."""
+        if not self.pass_history.steps:
             return
-        count = self._skipped_in_a_row[role] = self._skipped_in_a_row.get(role, 0) + 1
-        logger.warning("step %d: the gradient of %s is not finite; its weights keep their values", self.step, role)
-        if count >= MAX_SKIPPED_IN_A_ROW:
-            raise FvdError(
-                f"the gradient of {role} was not finite for {count} steps in a row (until step {self.step})",
-                cure=f"Lower its learning rate, or look at the metrics before that. {self.where_to_continue()}",
-            )
+        logger.info("counted a step, on average: %s", describe_passes(self.pass_history.mean()))
+        expected = self.runtime.config.method_config.expected_passes()
+        if expected and (unexpected := self.pass_history.unexpected(expected)):
+            logger.warning("by more than chance explains, other than expected: %s", ", ".join(unexpected))
+
+    def _watch_loss(self, name: str) -> None:
+        if name not in self._losses:
+            self._losses.add(name)
+            for rule in rules_of_loss(name):
+                self.health.add(rule)
 
     # --- around it ---
     def report(self, metrics: dict[str, float]) -> None:
@@ -207,26 +227,39 @@ class Trainer:
     def validation_due(self, step: int) -> bool:
         """At step 0, every ``validation_steps``, and at the end; not once a stop has been asked for, and not again
         where a resumed run finds it done."""
-        validator = self.runtime.validator
-        if validator is None or self.stop.requested:
+        runtime = self.runtime
+        if (runtime.validator is None and runtime.held_out is None) or self.stop.requested:
             return False
-        if step == self.runtime.start_step and validator.step_dir(step).exists():
+        if step == runtime.start_step and self._is_validated(step):
             return False
         training = self.runtime.config.training
         every = training.validation_steps
         return step == 0 or step == training.max_train_steps or (every > 0 and step % every == 0)
 
+    def _is_validated(self, step: int) -> bool:
+        """Whether everything is there that validation makes."""
+        validator, held_out = self.runtime.validator, self.runtime.held_out
+        has_videos = validator is None or validator.step_dir(step).exists()
+        return has_videos and (held_out is None or self.runtime.run_dir.has_logged(step, held_out.metric))
+
     def validate(self) -> None:
+        """The held-out loss, where samples are held out, and videos, where there are prompts and the method wants them."""
         runtime = self.runtime
-        request = runtime.method.validation_request(self.step)
-        if runtime.validator is None or request is None:
-            return
-        artifacts = runtime.validator.log_validation(self.step, request)
-        runtime.adapter.release()
-        for artifact in artifacts:
-            self.trackers.log_video(artifact.name, artifact.path, self.step, artifact.caption)
-        logger.info("validation: %d videos in %s", len(artifacts), runtime.validator.step_dir(self.step))
-        runtime.plugins.notify("fvd_validation_end", run=runtime, event=ValidationEvent(self.step, artifacts))
+        metrics = runtime.held_out.evaluate() if runtime.held_out else {}
+        if runtime.held_out:
+            self.trackers.log(metrics, self.step)
+            logger.info("%s", runtime.held_out.describe(metrics))
+        request = runtime.method.validation_request(self.step) if runtime.validator else None
+        artifacts: list[Artifact] = []
+        if runtime.validator and request:
+            artifacts = runtime.validator.log_validation(self.step, request)
+            runtime.adapter.release()
+            for artifact in artifacts:
+                self.trackers.log_video(artifact.name, artifact.path, self.step, artifact.caption)
+            logger.info("validation: %d videos in %s", len(artifacts), runtime.validator.step_dir(self.step))
+        if metrics or artifacts:
+            event = ValidationEvent(self.step, artifacts, metrics)
+            runtime.plugins.notify("fvd_validation_end", run=runtime, event=event)
 
     def where_to_continue(self) -> str:
         """For messages about a run that ended early."""

@@ -95,6 +95,7 @@ def execute(args: argparse.Namespace) -> int:
         shape=shape,
         steps=steps,
         timesteps=plan.sampling_timesteps,
+        shift_timesteps=plan.shift_timesteps,
         seeds=[args.seed],
     )
     write_video(args.out, adapter.decode(latents)[0], args.fps or run.config.training.validation_fps)

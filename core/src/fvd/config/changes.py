@@ -12,7 +12,7 @@ MAY_CHANGE = frozenset(
         *("training_state_checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
         *("log_validation", "validation_steps", "validation_dataset_file", "validation_sampling_steps"),
         *("validation_guidance_scale", "validation_fps", "validator", "trackers", "tracker_project_name", "wandb_run_name"),
-        "log_every_steps",
+        *("log_every_steps", "validation_weights", "validation_data_path", "validation_samples"),
     )
 ) | {"pipeline_config.sampler_kind", "plugins.only", "plugins.require"}
 """Keys that change no number of training (``max_train_steps`` does where the learning rate decays: a longer schedule)."""
@@ -26,11 +26,11 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tu
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"training": {"seed": 1}}`` -> ``{"training.seed": 1}``; the folders of ``training.data_path`` stay one value."""
+    """``{"training": {"seed": 1}}`` -> ``{"training.seed": 1}``; the folders of data stay one value."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value and dotted != "training.data_path":
+        if isinstance(value, Mapping) and value and dotted not in ("training.data_path", "training.validation_data_path"):
             flat |= flatten(value, f"{dotted}.")
         else:
             flat[dotted] = value

@@ -148,7 +148,7 @@ class _Reader:
         if not any(problem.severity == "error" for problem in self.problems):
             self.problems += self.plugins.check_config(context)
         failed = any(problem.severity == "error" for problem in self.problems)
-        return self.result(None if failed else _with_roles_completed(config, method))
+        return self.result(None if failed else _with_ladder_said(_with_roles_completed(config, method)))
 
     def without_plugins(self) -> LoadedRun:
         """The result for a file that cannot say which plugins it allows: core alone is loaded."""
@@ -314,11 +314,26 @@ def _is_nested_layout(data: dict[str, Any]) -> bool:
 
 
 def _with_roles_completed(config: RunConfig, method: MethodSpec) -> RunConfig:
-    """Every role with its family and its ``trainable`` said."""
+    """Every role with its family, its ``trainable``, its optimizer and its EMA said."""
     roles = {}
     for name, role in config.roles.items():
         needs = method.roles.get(name)
         default = needs.trainable if needs else False
         trainable = role.trainable if role.trainable is not None else default
         roles[name] = role.model_copy(update={"family": config.role_family(name), "trainable": trainable})
-    return config.model_copy(update={"roles": roles})
+    return config.model_copy(update={"roles": roles}).with_optimization_written_out()
+
+
+def _with_ladder_said(config: RunConfig) -> RunConfig:
+    """How a few-step student is sampled, said where it is said of others."""
+    ladder = config.method_config.sampling_ladder()
+    if ladder is None:
+        return config
+    said = {"validation_sampling_steps": (len(ladder.timesteps),), "validation_guidance_scale": ladder.guidance_scale}
+    sampler = {"sampler_kind": ladder.sampler_kind}
+    return config.model_copy(
+        update={
+            "training": config.training.model_copy(update=said),
+            "pipeline_config": config.pipeline_config.model_copy(update=sampler),
+        }
+    )

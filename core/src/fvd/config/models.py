@@ -7,36 +7,35 @@ own models, subclasses of `MethodConfig` and `PipelineConfig`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     SerializeAsAny,
-    ValidationInfo,
     field_validator,
 )
 
-
-class StrictModel(BaseModel):
-    """Frozen, and no key that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        """``max_train_steps: true`` would else be 1 step."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise ValueError(f"must not be {str(value).lower()}")
-        return value
+from fvd.accounting import Passes
+from fvd.config.optimization import (
+    IN_TRAINING,
+    EmaConfig,
+    EmaSettings,
+    OptimizerConfig,
+    OptimizerSettings,
+    RoleDefaults,
+    given,
+    takes_setting,
+)
+from fvd.config.strict import Betas as Betas
+from fvd.config.strict import LrSchedulerName as LrSchedulerName
+from fvd.config.strict import StepCounts, first_number
+from fvd.config.strict import StrictModel as StrictModel
 
 
 class PipelineConfig(StrictModel):
@@ -56,36 +55,36 @@ class PipelineConfig(StrictModel):
     """Text of the unconditional branch of guidance."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingLadder:
+    """How a few-step student is sampled, and no other way.
+
+    timesteps: of its forwards, descending, in [0, num_train_timesteps]; before the flow shift where ``shift_timesteps`` says so.
+    sampler_kind: a registered sampler that takes timesteps. guidance_scale: standard convention, 1.0 = none.
+    """
+
+    sampler_kind: str
+    timesteps: tuple[float, ...]
+    shift_timesteps: bool = False
+    guidance_scale: float = 1.0
+
+
 class MethodConfig(StrictModel):
     """Base of every method's ``method_config:`` model."""
 
+    def sampling_ladder(self) -> SamplingLadder | None:
+        """The ladder that the method trains a few-step student on. Validation and `fvd sample` then use it, and a run file that
+        asks for another number of steps is refused. None: the run file says how to sample."""
+        return None
 
-def _split_numbers(value: object) -> object:
-    """``"8"`` and ``"4, 8"`` and ``8`` are lists, as existing files write them."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return [value]
-    return value
+    def role_defaults(self, role: str) -> RoleDefaults:
+        """The optimizer and EMA that are right for ``role`` where the run file is silent (`fvd.config.optimization`)."""
+        return RoleDefaults()
 
-
-def _two_numbers(value: object) -> object:
-    numbers = _split_numbers(value)
-    if not isinstance(numbers, (list, tuple)) or len(numbers) != 2:
-        raise ValueError("needs two numbers, for example [0.9, 0.999]")
-    return numbers
-
-
-def _first_number(value: object) -> object:
-    """``"5.0"`` is a number; of ``"3.0,5.0"`` existing programs use the first."""
-    numbers = _split_numbers(value)
-    return numbers[0] if isinstance(numbers, list) and numbers else value
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_two_numbers)]
-StepCounts = Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(_split_numbers)]
-LrSchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+    def expected_passes(self) -> Mapping[str, Passes] | None:
+        """What each role's network does in a step, on average: compared at the end of a run with what was counted. None: the
+        method does not say."""
+        return None
 
 
 class Recipe(StrictModel):
@@ -98,10 +97,14 @@ class Recipe(StrictModel):
 class RoleConfig(StrictModel):
     family: str | None = None
     """Kind of model; default ``recipe.family``."""
-    path: str
-    """A local folder in diffusers format, or a hub id."""
+    path: str = ""
+    """A local folder in diffusers format, or a hub id. Required, but for roles that the method makes itself."""
     trainable: bool | None = None
     """Whether this role is trained; default: what the method says of the role."""
+    optimizer: OptimizerConfig | None = None
+    """How this role is optimized, where it differs from training: and from what the method says of the role."""
+    ema: EmaConfig | bool | None = None
+    """An average of this role's weights, {decay: 0.999, start_step: 0}; false = none. Default: what the method says."""
 
 
 class PluginsConfig(StrictModel):
@@ -142,17 +145,23 @@ class TrainingConfig(StrictModel):
     num_latent_t: PositiveInt | None = None
     """Latent frames to train on; crops longer data."""
 
-    # optimizer (the method may override it for single roles)
+    # optimizer of every trained role, but for what roles.<role>.optimizer says otherwise
+    optimizer: str = "AdamW"
+    """A class of torch.optim, such as AdamW or SGD; with the extra `fvd-core[8bit]` AdamW8bit too."""
     learning_rate: NonNegativeFloat = 1e-5
-    """Of AdamW, after the warm-up."""
+    """After the warm-up."""
     betas: Betas = (0.9, 0.999)
-    """Of AdamW."""
+    """Of optimizers that have them."""
+    eps: NonNegativeFloat = 1e-8
+    """Of optimizers that have it."""
     weight_decay: NonNegativeFloat = 0.01
-    """Of AdamW."""
+    """Of optimizers that have it."""
+    optimizer_arguments: Annotated[dict[str, Any], Field(default_factory=dict)]
+    """Further arguments of the optimizer's class, {momentum: 0.9}."""
     lr_scheduler: LrSchedulerName = "constant"
-    """How the learning rate decays after the warm-up, over the rest of the role's steps."""
+    """How the learning rate decays after the warm-up, over the rest of the role's own updates."""
     lr_warmup_steps: NonNegativeInt = 0
-    """Steps of a role in which its learning rate rises linearly."""
+    """Updates of a role in which its learning rate rises linearly."""
     lr_num_cycles: NonNegativeInt = 1
     """cosine_with_restarts: number of cycles."""
     lr_power: NonNegativeFloat = 1.0
@@ -180,13 +189,24 @@ class TrainingConfig(StrictModel):
     log_validation: bool = False
     """Whether to sample the prompts of validation_dataset_file during training."""
     validation_steps: NonNegativeInt = 100
-    """Sample at step 0 and every so many steps; 0 = only at step 0 and at the end."""
+    """Validate at step 0 and every so many steps; 0 = only at step 0 and at the end."""
     validation_dataset_file: str | None = None
     """Prompts: json, jsonl, csv or txt."""
     validation_sampling_steps: StepCounts = (50,)
-    """Denoising steps; several numbers make several videos a prompt. A method with a ladder of its own ignores it."""
-    validation_guidance_scale: Annotated[NonNegativeFloat, BeforeValidator(_first_number)] = 5.0
+    """Denoising steps; several numbers make several videos a prompt. Where the method trains a few-step student on a ladder, it
+    is the length of that ladder."""
+    validation_guidance_scale: Annotated[NonNegativeFloat, BeforeValidator(first_number)] = 5.0
     """Standard convention, 1.0 = none."""
+    validation_weights: Literal["both", "ema", "raw"] = "both"
+    """Sample with the trained weights (raw), with their average (ema), or with each from the same noise; both is raw alone
+    where the role has no average."""
+    validation_split: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the samples of data_path that is never trained on, chosen by their ids and the seed: the held-out loss is
+    theirs."""
+    validation_data_path: str | tuple[str, ...] | dict[str, NonNegativeInt] | None = None
+    """Prepared data for the held-out loss, written as data_path; in place of validation_split."""
+    validation_samples: PositiveInt = 64
+    """Held-out samples that the loss is computed on, at most; each at five noise levels."""
     validator: str | None = None
     """What samples and logs, of those that are installed. Default: the family's own."""
     validation_fps: Annotated[float, Field(gt=0)] = 16.0
@@ -202,7 +222,7 @@ class TrainingConfig(StrictModel):
     log_every_steps: PositiveInt = 1
     """Metrics are logged every so many steps."""
 
-    @field_validator("data_path")
+    @field_validator("data_path", "validation_data_path")
     @classmethod
     def _data_path_is_given(cls, value: object) -> object:
         if value is not None and not value:
@@ -221,8 +241,21 @@ class TrainingConfig(StrictModel):
 
     def data_sources(self) -> list[tuple[Path, int]]:
         """(folder, repeats), in the order given; repeats of 0 are left out."""
-        pairs = {} if self.data_path is None else parse_data_path(self.data_path)
-        return [(Path(folder).expanduser(), repeats) for folder, repeats in pairs.items() if repeats > 0]
+        return _sources(self.data_path)
+
+    def validation_data_sources(self) -> list[tuple[Path, int]]:
+        """The same of ``validation_data_path``."""
+        return _sources(self.validation_data_path)
+
+    @property
+    def computes_held_out_loss(self) -> bool:
+        """Whether the run file sets samples aside for validation."""
+        return self.validation_split > 0 or self.validation_data_path is not None
+
+
+def _sources(data_path: str | Sequence[str] | Mapping[str, int] | None) -> list[tuple[Path, int]]:
+    pairs = {} if data_path is None else parse_data_path(data_path)
+    return [(Path(folder).expanduser(), repeats) for folder, repeats in pairs.items() if repeats > 0]
 
 
 def parse_data_path(value: str | Sequence[str] | Mapping[str, int]) -> dict[str, int]:
@@ -249,6 +282,40 @@ class RunConfig(StrictModel):
 
     def role_family(self, role: str) -> str:
         return self.roles[role].family or self.recipe.family
+
+    def optimizer_of(self, role: str) -> OptimizerSettings:
+        """How ``role`` is optimized: what the file says of the role, then of all, then the method, then the defaults."""
+        defaults = {name: getattr(self.training, key) for name, key in IN_TRAINING.items()}
+        in_file = {name: defaults[name] for name, key in IN_TRAINING.items() if key in self.training.model_fields_set}
+        of_role = given(self._role(role).optimizer or OptimizerConfig())
+        of_method = given(self.method_config.role_defaults(role).optimizer)
+        return OptimizerSettings(**{**defaults, **of_method, **in_file, **of_role})
+
+    def ema_of(self, role: str) -> EmaSettings | None:
+        """The average that is kept of the weights of ``role``, or None."""
+        of_role, of_method = self._role(role).ema, self.method_config.role_defaults(role).ema
+        if of_role is False or (of_role is None and of_method is None):
+            return None
+        chosen = of_role if isinstance(of_role, EmaConfig) else EmaConfig()
+        return EmaSettings(**{**given(of_method or EmaConfig()), **given(chosen)})
+
+    def _role(self, role: str) -> RoleConfig:
+        return self.roles.get(role, RoleConfig())  # a role that the method makes itself need not be in the file
+
+    def with_optimization_written_out(self) -> RunConfig:
+        """The same run, its roles saying whole what `optimizer_of` and `ema_of` answer; frozen roles say nothing."""
+        roles = dict(self.roles)
+        for name, role in self.roles.items():
+            if role.trainable:
+                ema = self.ema_of(name)
+                settings = asdict(self.optimizer_of(name))
+                said = {key: value if takes_setting(settings["name"], key) else None for key, value in settings.items()}
+                whole = {
+                    "optimizer": OptimizerConfig.model_validate(said),
+                    "ema": EmaConfig.model_validate(asdict(ema)) if ema else False,
+                }
+                roles[name] = role.model_copy(update=whole)
+        return self.model_copy(update={"roles": roles})
 
     def as_document(self) -> dict[str, Any]:
         """Plain data that is itself a valid run file."""

@@ -29,6 +29,8 @@ def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
         *_size(ctx),
         *_data(ctx, plugins),
         *_validation(ctx),
+        *_ladder(ctx),
+        *_held_out(ctx, plugins),
     ]
 
 
@@ -134,13 +136,18 @@ def _size(ctx: CheckContext) -> list[Problem]:
 
 
 def _data(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
-    family, folders = next(iter(ctx.families.values())), ctx.run.training.data_sources()
+    return _folders(ctx, plugins, "data_path", ctx.run.training.data_sources())
+
+
+def _folders(ctx: CheckContext, plugins: Plugins, key: str, folders: list[tuple[Path, int]]) -> list[Problem]:
+    """What is wrong, at first sight, with the folders that ``training.<key>`` names."""
+    family = next(iter(ctx.families.values()))
     kind = plugins.spec("dataset_kind", plugins.dataset_kind_of(family))
     if folders and isinstance(kind, DatasetKindSpec) and not kind.reads_folders:
         message = f"has no effect: the family {family.name} makes its data itself"
-        return [ctx.problem("training.data_path", message, severity="warning")]
+        return [ctx.problem(f"training.{key}", message, severity="warning")]
     return [
-        ctx.problem("training.data_path", lack, cure=f"{PREPARE_DATA} `fvd run` needs it.", severity="warning")
+        ctx.problem(f"training.{key}", lack, cure=f"{PREPARE_DATA} `fvd run` needs it.", severity="warning")
         for folder, _ in folders
         if (lack := _lack_of(folder, holds_parquet=kind is plugins.spec("dataset_kind", PARQUET)))
     ]
@@ -173,6 +180,45 @@ def _validation(ctx: CheckContext) -> list[Problem]:
             )
         ]
     return []
+
+
+def _ladder(ctx: CheckContext) -> list[Problem]:
+    """A few-step student is sampled as it is trained: what the file says against it is refused, or has no effect."""
+    training, ladder = ctx.run.training, ctx.run.method_config.sampling_ladder()
+    if ladder is None:
+        return []
+    steps, method, problems = len(ladder.timesteps), ctx.method.name, []
+    if "validation_sampling_steps" in training.model_fields_set and training.validation_sampling_steps != (steps,):
+        said = ", ".join(map(str, training.validation_sampling_steps))
+        message = f"is {said}, and the student of {method} is trained, and sampled, on a ladder of {steps} steps"
+        problems.append(ctx.problem("training.validation_sampling_steps", message, cure=f"Remove it, or write {steps}."))
+    scale = training.validation_guidance_scale
+    if "validation_guidance_scale" in training.model_fields_set and scale != ladder.guidance_scale:
+        message = f"{scale:g} has no effect: the student of {method} is sampled with guidance {ladder.guidance_scale:g}"
+        cure = f"Remove it, or write {ladder.guidance_scale:g}."
+        problems.append(ctx.problem("training.validation_guidance_scale", message, cure=cure, severity="warning"))
+    sampler = ctx.run.pipeline_config.sampler_kind
+    if sampler not in (None, ladder.sampler_kind):
+        message = f"{sampler} has no effect: the student of {method} is sampled by {ladder.sampler_kind}, as it is trained"
+        cure = f"Remove it, or write {ladder.sampler_kind}."
+        problems.append(ctx.problem("pipeline_config.sampler_kind", message, cure=cure, severity="warning"))
+    return problems
+
+
+def _held_out(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
+    """Where the samples of the held-out loss come from."""
+    training = ctx.run.training
+    if training.validation_data_path is None:
+        return []
+    key, cure = "training.validation_data_path", "Remove it and set training.validation_split."
+    if training.validation_split > 0:
+        message = "training.validation_split is given too, and the held-out loss has one source"
+        return [ctx.problem(key, message, cure="Give one of the two.")]
+    family = next(iter(ctx.families.values()))
+    kind = plugins.spec("dataset_kind", plugins.dataset_kind_of(family))
+    if isinstance(kind, DatasetKindSpec) and not kind.reads_folders:
+        return [ctx.problem(key, f"the family {family.name} makes its data itself, and has no other", cure=cure)]
+    return _folders(ctx, plugins, "validation_data_path", training.validation_data_sources())
 
 
 def missing_roles(

@@ -36,6 +36,11 @@ class ChunkedDataset(Protocol):
     @property
     def sample_bytes(self) -> int: ...
 
+    def sample_ids(self, index: int) -> list[str]:
+        """A name for each sample of one chunk, in order, without reading tensors: the same wherever the sample is met again (in
+        a repeated source, in another order of folders), so that what is held out of training is nowhere trained on."""
+        ...
+
     def read_chunk(self, index: int) -> list[Sample]:
         """All samples of one chunk, in order. Called from several threads. Raises DataError that names file, row and
         clip for a tensor that cannot be read or is not finite."""

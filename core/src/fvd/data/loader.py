@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fvd.data.dataset import ChunkedDataset, Sample
+from fvd.data.held_out import HeldOutSamples, split_off
 from fvd.data.order import Visit, epoch_visits, window_samples
 from fvd.data.read_ahead import ReadAhead
 from fvd.data.spec import DataSpec, FieldSpec, RawBatch
@@ -32,6 +33,7 @@ class Loader:
     latent_frames: crop the temporal axis of latents to the first so many.
     read_ahead: threads; 0 reads in the caller's.
     needs_latents: False accepts samples without the fields whose source is "latents".
+    held_out: [N] bool, samples by number that are never yielded.
     Raises DataError for dropout where the family forbids it, and for data with fewer latent frames.
     """
 
@@ -46,6 +48,7 @@ class Loader:
         latent_frames: int | None = None,
         read_ahead: int = 1,
         needs_latents: bool = True,
+        held_out: Tensor | None = None,
     ) -> None:
         if dropout_rate > 0 and spec.conditioning_dropout == "forbidden":
             raise DataError(
@@ -56,7 +59,7 @@ class Loader:
             raise DataError("the data holds no samples", cure="Check training.data_path.")
         if latent_frames is not None:
             _check_latent_frames(dataset, spec, latent_frames)
-        self._dataset = dataset
+        self.dataset = dataset
         self._window_size = window_samples(dataset.sample_bytes)
         self._spec = spec
         self._batch_size = batch_size
@@ -65,17 +68,19 @@ class Loader:
         self._latent_frames = latent_frames
         self._read_ahead = read_ahead
         self._needs_latents = needs_latents
+        self.held_out = held_out
+        self._samples_per_epoch = sum(dataset.chunk_sizes) - (0 if held_out is None else int(held_out.sum()))
         self._epoch = 0
         self._position = 0
 
     @property
     def samples_per_epoch(self) -> int:
-        return sum(self._dataset.chunk_sizes)
+        return self._samples_per_epoch
 
     @property
     def shapes(self) -> Mapping[str, Mapping[str, int]]:
         """For each field that every sample has, the sizes of the axes on which all samples agree."""
-        return self._dataset.shapes
+        return self.dataset.shapes
 
     @property
     def epoch(self) -> int:
@@ -89,7 +94,9 @@ class Loader:
     @property
     def fingerprint(self) -> str:
         """Equal for data of equal layout: the order of samples is a function of it and of the seed."""
-        layout = [self._dataset.chunk_sizes, self._window_size]
+        layout: list[object] = [self.dataset.chunk_sizes, self._window_size]
+        if self.held_out is not None:
+            layout.append(self.held_out.nonzero().flatten().tolist())
         return hashlib.blake2b(json.dumps(layout).encode(), digest_size=8).hexdigest()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -102,7 +109,7 @@ class Loader:
         self._epoch, self._position = state["epoch"], state["position"]
 
     def __iter__(self) -> Generator[RawBatch, None, None]:
-        stream = ReadAhead(self._dataset, self._epochs(), threads=self._read_ahead, window_size=self._window_size).__iter__()
+        stream = ReadAhead(self.dataset, self._epochs(), threads=self._read_ahead, window_size=self._window_size).__iter__()
         try:
             while True:
                 pairs = list(itertools.islice(stream, self._batch_size))
@@ -122,12 +129,13 @@ class Loader:
         position = self._position
         for epoch in itertools.count(self._epoch):
             yield epoch_visits(
-                self._dataset.chunk_sizes,
+                self.dataset.chunk_sizes,
                 seed=self._seed,
                 epoch=epoch,
                 position=position,
                 dropout_rate=self._dropout_rate,
                 window_size=self._window_size,
+                held_out=self.held_out,
             )
             position = 0
 
@@ -211,8 +219,9 @@ def build_loader(run: RunConfig, plugins: Plugins, kind: str, spec: DataSpec, *,
     """The loader of a run: opens ``training.data_path`` with the dataset kind that the family's descriptor names."""
     training = run.training
     open_dataset = plugins.load("dataset_kind", kind)
+    dataset: ChunkedDataset = open_dataset(training.data_sources(), spec, needs_latents=needs_latents)
     return Loader(
-        open_dataset(training.data_sources(), spec, needs_latents=needs_latents),
+        dataset,
         spec,
         batch_size=training.train_batch_size,
         seed=training.seed,
@@ -220,4 +229,16 @@ def build_loader(run: RunConfig, plugins: Plugins, kind: str, spec: DataSpec, *,
         latent_frames=training.num_latent_t,
         read_ahead=training.dataloader_num_workers,
         needs_latents=needs_latents,
+        held_out=split_off(dataset, seed=training.seed, share=training.validation_split) if training.validation_split else None,
     )
+
+
+def build_held_out(run: RunConfig, plugins: Plugins, kind: str, spec: DataSpec, loader: Loader) -> HeldOutSamples | None:
+    """What the run file holds out of training: a share of the loader's data, or ``training.validation_data_path``."""
+    training = run.training
+    if loader.held_out is not None:
+        return HeldOutSamples.choose(loader.dataset, spec, training.validation_samples, among=loader.held_out)
+    if training.validation_data_path is None:
+        return None
+    dataset: ChunkedDataset = plugins.load("dataset_kind", kind)(training.validation_data_sources(), spec, needs_latents=True)
+    return HeldOutSamples.choose(dataset, spec, training.validation_samples)

@@ -7,7 +7,7 @@ samples, and shuffles the samples inside each window: close to a full shuffle, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,19 +61,36 @@ class Visit:
 
 
 def epoch_visits(
-    chunk_sizes: Sequence[int], *, seed: int, epoch: int, position: int, dropout_rate: float, window_size: int = WINDOW_SAMPLES
+    chunk_sizes: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    position: int,
+    dropout_rate: float,
+    window_size: int = WINDOW_SAMPLES,
+    held_out: Tensor | None = None,
 ) -> list[Visit]:
-    """The visits of an epoch from ``position`` on."""
-    order = epoch_order(chunk_sizes, seed=seed, epoch=epoch, window_size=window_size)[position:]
+    """The visits of an epoch from ``position`` on; without the samples that are ``held_out`` [N] of training."""
+    order = epoch_order(chunk_sizes, seed=seed, epoch=epoch, window_size=window_size)
+    if held_out is not None:
+        order = order[~held_out[order]]
+    order = order[position:]
     dropped = dropout_draws(sum(chunk_sizes), seed=seed, epoch=epoch, rate=dropout_rate)[order]
+    columns = zip(places(order, chunk_sizes), dropped.tolist(), strict=True)
+    return [Visit(epoch, chunk, row, drop) for (chunk, row), drop in columns]
+
+
+def places(samples: Tensor, chunk_sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """(chunk, row) of each of the sample numbers."""
     ends = torch.tensor(chunk_sizes, dtype=torch.int64).cumsum(0)
-    chunks = torch.searchsorted(ends, order, right=True)
+    chunks = torch.searchsorted(ends, samples, right=True)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
-    rows = order - starts[chunks]
-    columns = zip(chunks.tolist(), rows.tolist(), dropped.tolist(), strict=True)
-    return [Visit(epoch, chunk, row, drop) for chunk, row, drop in columns]
+    return list(zip(chunks.tolist(), (samples - starts[chunks]).tolist(), strict=True))
 
 
-def chunks_in_order(visits: Sequence[Visit]) -> Iterator[int]:
-    """Chunks by first visit."""
-    return iter(dict.fromkeys(visit.chunk for visit in visits))
+def rows_by_chunk(visits: Sequence[Visit]) -> dict[int, set[int]]:
+    """Which rows of each chunk are visited; chunks by first visit."""
+    rows: dict[int, set[int]] = {}
+    for visit in visits:
+        rows.setdefault(visit.chunk, set()).add(visit.row)
+    return rows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,17 +56,20 @@ class ParquetDataset:
         self.shapes = shapes
         self.sample_bytes = sample_bytes
 
+    def sample_ids(self, index: int) -> list[str]:
+        """The clips' ids; of a row without one its place."""
+        chunk = self._chunks[index]
+        with _opened(chunk) as file:
+            named = "id" in file.schema_arrow.names
+            ids = file.read_row_group(chunk.index, columns=["id"])["id"].to_pylist() if named else [None] * self.chunk_sizes[index]
+        return [str(id or f"{chunk.path.name}/{chunk.index}/{row}") for row, id in enumerate(ids)]
+
     def read_chunk(self, index: int) -> list[Sample]:
         chunk = self._chunks[index]
-        try:
-            with pq.ParquetFile(chunk.path, metadata=chunk.metadata) as file:
-                metadata_columns = _metadata_columns(file.schema_arrow.names)
-                tensor_columns = [column for spec in self._fields for column in triplet(spec.name)]
-                table = file.read_row_group(chunk.index, columns=[*metadata_columns, *tensor_columns])
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{chunk.path}: row group {chunk.index}: cannot be read: {str(error).splitlines()[0]}", cure=PREPARE_AGAIN
-            ) from error
+        with _opened(chunk) as file:
+            metadata_columns = _metadata_columns(file.schema_arrow.names)
+            tensor_columns = [column for spec in self._fields for column in triplet(spec.name)]
+            table = file.read_row_group(chunk.index, columns=[*metadata_columns, *tensor_columns])
         infos = table.select(metadata_columns).to_pylist()
         return [Sample(self._read_tensors(chunk, table, row, info), info) for row, info in enumerate(infos)]
 
@@ -83,6 +87,18 @@ class ParquetDataset:
                 raise DataError(f"{where}: {spec.name}: {error.message}", cure=PREPARE_AGAIN) from error
             tensors[spec.name] = tensor
         return tensors
+
+
+@contextmanager
+def _opened(chunk: RowGroup) -> Iterator[pq.ParquetFile]:
+    """The file of a row group; what goes wrong with it becomes a DataError."""
+    try:
+        with pq.ParquetFile(chunk.path, metadata=chunk.metadata) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{chunk.path}: row group {chunk.index}: cannot be read: {str(error).splitlines()[0]}", cure=PREPARE_AGAIN
+        ) from error
 
 
 def open_parquet(sources: Sequence[tuple[Path, int]], spec: DataSpec, *, needs_latents: bool) -> ParquetDataset:

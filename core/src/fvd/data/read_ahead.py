@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from fvd.data.dataset import ChunkedDataset, Sample
-from fvd.data.order import Visit, chunks_in_order
+from fvd.data.order import Visit, rows_by_chunk
 
 ChunkKey = tuple[int, int]
 """(epoch, chunk): a chunk is read once each epoch."""
@@ -40,35 +40,33 @@ class ReadAhead:
                 for visit in self._planned[0]:
                     self._request_ahead()
                     yield visit, self._take(visit)
-                # left over: rows that a resumed epoch had used before, in chunks that it had to read again
-                for key in [key for key in self._pending if key[0] == self._planned[0][0].epoch]:
-                    self._resident -= len(self._pending.pop(key)())
                 self._planned.popleft()
         finally:
             if self._executor is not None:
                 self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _plan(self) -> Iterator[ChunkKey]:
+    def _plan(self) -> Iterator[tuple[ChunkKey, set[int]]]:
         for visits in self._epochs:
             self._planned.append(visits)
-            for chunk in chunks_in_order(visits):
-                yield visits[0].epoch, chunk
+            for chunk, rows in rows_by_chunk(visits).items():
+                yield (visits[0].epoch, chunk), rows
 
     def _request_next(self) -> None:
-        key = next(self._schedule)
+        key, wanted = next(self._schedule)
         if self._executor is not None:
-            self._pending[key] = self._executor.submit(self._read, key[1]).result
+            self._pending[key] = self._executor.submit(self._read, key[1], wanted).result
         else:
-            rows = self._read(key[1])
+            rows = self._read(key[1], wanted)
             self._pending[key] = lambda: rows
-        self._resident += self._dataset.chunk_sizes[key[1]]
+        self._resident += len(wanted)
 
     def _request_ahead(self) -> None:
         while self._resident + max(self._dataset.chunk_sizes) <= self._limit:
             self._request_next()
 
-    def _read(self, chunk: int) -> dict[int, Sample]:
-        return dict(enumerate(self._dataset.read_chunk(chunk)))
+    def _read(self, chunk: int, wanted: set[int]) -> dict[int, Sample]:
+        """Without the rows that are held out of training, or that a resumed epoch has used before."""
+        return {row: sample for row, sample in enumerate(self._dataset.read_chunk(chunk)) if row in wanted}
 
     def _take(self, visit: Visit) -> Sample:
         key = (visit.epoch, visit.chunk)

@@ -7,5 +7,6 @@ class LtxFamily(DiffusersFamily): …             # names the two, the pipeline 
 
 from fvd.diffusers_format.components import DiffusersComponents as DiffusersComponents
 from fvd.diffusers_format.family import DiffusersFamily as DiffusersFamily
+from fvd.diffusers_format.features import TransformerFeatures as TransformerFeatures
 from fvd.diffusers_format.tiny import tiny_t5 as tiny_t5
 from fvd.diffusers_format.tiny import write_tiny_pipeline as write_tiny_pipeline

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from torch import Tensor
 
@@ -28,8 +29,9 @@ class DiffusersComponents(Components):
     time, so that a result does not depend on its neighbours in a batch.
     """
 
-    vae_class: ClassVar[Any]
-    """diffusers' class, `AutoencoderKLLTXVideo`."""
+    vae_name: ClassVar[str]
+    """diffusers' class by its name, ``"AutoencoderKLLTXVideo"``: importing it takes longer than all of training from prepared
+    data needs before its first step, and that does without."""
     text_encoder_class: ClassVar[Any]
     """transformers' class, `T5EncoderModel`."""
     clip_plan: ClassVar[ClipPlan]
@@ -45,7 +47,7 @@ class DiffusersComponents(Components):
         check_shared_parts(folder)
         self.folder = folder
         self.device = context.device
-        self.vae_config: dict[str, Any] = read_config(folder / "vae", self.vae_class.__name__)
+        self.vae_config: dict[str, Any] = read_config(folder / "vae", self.vae_name)
         self.latent_channels = positive_integer(folder / "vae", self.vae_config, self.latent_channels_key)
         self.latent_statistics = self._read_statistics()
         self.text_dim = self._read_text_dim()
@@ -153,7 +155,8 @@ class DiffusersComponents(Components):
     def vae(self) -> Any:
         """In float32: in bfloat16 a VAE's colours drift."""
         if self._vae is None:
-            self._vae = load_network(self.vae_class, self.folder / "vae", self.device).requires_grad_(False)
+            vae_class = getattr(diffusers, self.vae_name)
+            self._vae = load_network(vae_class, self.folder / "vae", self.device).requires_grad_(False)
         return self._vae
 
     def text_encoder(self) -> Any:

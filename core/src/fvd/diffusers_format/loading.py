@@ -11,7 +11,6 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fvd.errors import ModelError
@@ -69,6 +68,8 @@ def load_text_encoder(encoder_class: Any, folder: Path, device: torch.device) ->
 
 
 def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # imports what training from prepared data does without
+
     return _load(folder, lambda: AutoTokenizer.from_pretrained(folder))
 
 

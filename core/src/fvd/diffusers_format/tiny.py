@@ -6,15 +6,17 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from fvd.diffusers_format.loading import quiet
 from fvd.families import ClipPlan
 from fvd.model_folder import write_json
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
 
 VOCABULARY_SIZE = 512
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5
@@ -44,6 +46,8 @@ def write_tiny_pipeline(folder: Path, make_pipeline: Callable[[], Any], *, plan:
 
 def tiny_t5(text_dim: int) -> tuple[T5EncoderModel, Any]:
     """A random T5 encoder whose embeddings are ``text_dim`` wide, and a tokenizer for it that takes any text."""
+    from transformers import AutoTokenizer, T5Config, T5EncoderModel  # families import this module, and need none of them
+
     config = T5Config(
         vocab_size=VOCABULARY_SIZE, d_model=text_dim, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0
     )

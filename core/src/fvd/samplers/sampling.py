@@ -62,11 +62,13 @@ def sample_latents(
     steps: int,
     timesteps: Sequence[float] | None,
     seeds: Sequence[int],
+    shift_timesteps: bool = False,
 ) -> Tensor:
     """Latents [B, C, T, H, W] from ``len(seeds)`` = B noises of ``shape`` (C, T, H, W).
 
     The initial noise of seed n is what ``torch.Generator("cpu").manual_seed(n)`` draws, as in diffusers' pipelines.
-    ``timesteps`` given: exactly those, and ``steps`` does not count. Raises FvdError where the sampler takes none.
+    ``timesteps`` given: exactly those, and ``steps`` does not count; with ``shift_timesteps`` those that the adapter's
+    ``shift_and_clamp_timestep`` makes of them. Raises FvdError where the sampler takes none.
     """
     if timesteps is not None and not sampler.spec.takes_timesteps:
         raise _places_its_own_timesteps(sampler.spec)
@@ -81,6 +83,8 @@ def sample_latents(
         chosen = scheduler.timesteps
     else:
         chosen = torch.tensor(timesteps, dtype=torch.float32)
+        if shift_timesteps:
+            chosen = model.adapter.shift_and_clamp_timestep(chosen.to(model.adapter.device)).cpu()
     sampled = sampler.function(model, latents, scheduler=scheduler, timesteps=chosen, generators=generators)
     if not isinstance(sampled, Tensor) or sampled.shape != latents.shape:
         got = list(sampled.shape) if isinstance(sampled, Tensor) else type(sampled).__name__
@@ -91,5 +95,5 @@ def sample_latents(
 def _places_its_own_timesteps(sampler: SamplerSpec) -> FvdError:
     return FvdError(
         f"the sampler {sampler.name} takes a number of steps; its solver places the timesteps itself",
-        cure="Use a sampler that takes a list of timesteps, such as sde.",
+        cure="Use a sampler that takes a list of timesteps, such as sde or ddim.",
     )

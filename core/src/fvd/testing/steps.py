@@ -10,6 +10,7 @@ import torch
 
 from fvd.data.spec import RawBatch
 from fvd.methods import Method
+from fvd.metrics import StepMetrics
 from fvd.rng import StepRandom
 from fvd.step_contract import checked_losses, checked_roles_to_update
 
@@ -23,23 +24,20 @@ def step_random(iteration: int, batch_size: int, *, seed: int = 0, first_positio
 
 def train_step(method: Method, raw_batch: RawBatch, iteration: int) -> dict[str, float]:
     """One step without a trainer: backpropagate each loss, step the roles due, zero. Returns losses, metrics and counts
-    by name. Gradients are not clipped.
+    by name, without those of no weight. Gradients are not clipped.
 
     Raises PluginError where a method breaks the contract of a step, as the trainer does.
     """
-    logged: dict[str, float] = {}
+    logged = StepMetrics()
     rng = step_random(iteration, raw_batch.batch_size, seed=method.run.training.seed)
     for loss in checked_losses(method, raw_batch, iteration, rng):
         method.adapter.backward(loss.value, loss.ctx)
-        logged[loss.name] = float(loss.value.detach())
-        logged |= {name: float(value) for name, value in {**loss.metrics, **loss.counts}.items()}
-    checked_roles_to_update(method, iteration)
-    for optimizer in method.get_optimizers(iteration):
-        optimizer.step()
-    for lr_scheduler in method.get_lr_schedulers(iteration):
-        lr_scheduler.step()
+        for name, value in {loss.name: loss.value, **loss.metrics, **loss.counts}.items():
+            logged.mean(name, value)
+    for role in checked_roles_to_update(method, iteration):
+        method.roles[role].step()
     for handle in method.roles.trainable:
         for optimizer in handle.optimizers.values():
             optimizer.zero_grad()
     method.on_step_end(iteration)
-    return logged
+    return logged.to_host()

@@ -59,13 +59,14 @@ def _json_number(value: float) -> float | str:
 
 
 def _keep_until(path: Path, last_step: int) -> None:
-    """Drop what a killed run logged after its last checkpoint: those steps are made again. A torn last line goes too."""
+    """Drop what a killed run logged after its last checkpoint: those steps are made again, and where it starts at 0 the
+    validation before them too. A torn last line goes as well."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             step = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError):
             continue
-        if step <= last_step:
+        if step <= last_step and last_step > 0:
             kept.append(line + "\n")
     write_text_aside(path, "".join(kept))

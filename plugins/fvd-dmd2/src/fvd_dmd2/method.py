@@ -1,30 +1,37 @@
-"""DMD2: distribution matching distillation into a few-step student (arXiv:2405.14867, without the GAN term).
+"""DMD2: distribution matching distillation into a few-step student (arXiv:2405.14867).
 
-One rollout of the student an iteration, shared by both losses:
-
-    x      = rollout(student)                                         with gradient when the student is due
-    student:  x_t = add_noise(x, noise, t),  F = critic.predict_x0,  R = guided teacher.predict_x0,  dL/dx = (F - R) / w / numel
+    x      = rollout(student)                          with gradient through its last forward, when the student is due
+    student:  x_t = add_noise(x, noise, t),  F = critic.predict_x0,  R = guided teacher.predict_x0,  dL/dx = (F − R) / w / numel
     critic:   predict(add_noise(x, noise', t'), t') regresses on training_target(x, noise', t')
 
-The critic moves at every iteration, the student at every ``generator_update_interval``-th. Draws, in order: of the step,
-the exit step; of each sample, the rollout's (see `_simulate`, `_from_data`), then (t, noise) of the student's loss
-when it is due, then (t, noise) of the critic's.
+Draws, in order. Of the step: the exit step where all samples share it; then the score timestep where they share that. Of each
+sample: the rollout's (see `DMD2Method.roll_out`), then those of the student's loss when it is due (t, noise, then the
+adversarial term's), the rollout's again where the critic has one of its own, then the critic's (t, noise), then the
+discriminator's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 import fvd
 from fvd.adapters import Conditioning, LatentsSource
+from fvd.flow import expand_to
+from fvd.losses import distribution_matching_loss, matching_gradient, mean_per_sample, regression_loss, squared_error
+from fvd.metrics import MetricValue, per_bin
+from fvd.rollouts import simulate
 from fvd_dmd2.config import DMD2Config
-from fvd_dmd2.ladder import LADDER_TIMESTEPS, check_shift, student_timesteps, unshifted_timestep
-from fvd_dmd2.losses import MatchingGradient, distribution_matching_loss, guided_x0, matching_gradient, regression_loss
+from fvd_dmd2.scores import ScoreTimesteps, Teacher
+
+LADDER_TIMESTEPS = 1000
+"""Unit of ``dmd_denoising_steps``: 1000 is pure noise."""
+PANEL_TIMESTEPS = (250.0, 500.0, 750.0)
+"""Where validation shows what teacher and critic predict."""
 
 
 @dataclass(frozen=True)
@@ -32,188 +39,171 @@ class Rollout:
     """x0: the student's samples [B, C, T, H, W], float32. exit_step: mean index on the ladder of the last forward."""
 
     x0: Tensor
-    exit_step: Tensor | float
+    exit_step: float
+
+    def detached(self) -> Rollout:
+        return Rollout(self.x0.detach(), self.exit_step)
 
 
 class DMD2Method(fvd.Method):
-    """Roles ``student`` and ``critic`` (trained), ``teacher`` (frozen). Any batch size; samples do not influence each other."""
+    """Roles ``student`` and ``critic`` (trained), ``teacher`` (frozen). Any batch size; samples do not influence each other,
+    unless the run file asks for it (``normalizer: batch``)."""
 
     role_names = ("student", "teacher", "critic")
 
     def __init__(self, *, run: fvd.RunConfig, roles: fvd.RoleManager, adapter: fvd.Adapter) -> None:
         super().__init__(run=run, roles=roles, adapter=adapter)
-        self.config = cast(DMD2Config, run.method_config)
+        self.config = config = cast(DMD2Config, run.method_config)
         if adapter.num_train_timesteps != LADDER_TIMESTEPS:
             raise fvd.FvdError(
                 f"dmd2 counts timesteps to {LADDER_TIMESTEPS}; this family counts to {adapter.num_train_timesteps}",
                 cure="Use a family with 1000 training timesteps.",
             )
         self.student = adapter.bind(roles["student"])
-        self.teacher = adapter.bind(roles["teacher"])
         self.critic = adapter.bind(roles["critic"])
-        self.student_attn_kind = adapter.supported_attn_kind(self.config.attn_kind)
-        steps = adapter.num_train_timesteps
-        self.unshifted_range = (
-            unshifted_timestep(adapter, steps * self.config.min_timestep_ratio),
-            unshifted_timestep(adapter, steps * self.config.max_timestep_ratio),
-        )
-        timesteps = student_timesteps(self.config, run.pipeline_config.flow_shift)
-        check_shift(self.config, adapter, timesteps)
-        self.ladder = torch.tensor(timesteps, dtype=torch.float32, device=adapter.device)
+        self.teacher = Teacher(adapter, adapter.bind(roles["teacher"]), config)
+        self.student_attn_kind = adapter.supported_attn_kind(config.attn_kind)
+        self.score_timesteps = ScoreTimesteps.of_scores(config, adapter)
+        self.critic_timesteps = ScoreTimesteps.of_critic(config, adapter)
+        ladder = torch.tensor(config.trained_steps, dtype=torch.float32, device=adapter.device)
+        self.ladder = adapter.shift_and_clamp_timestep(ladder) if config.warp_denoising_step else ladder
 
     # --- what the method declares ---
-    def optimizer_specs(self) -> Mapping[str, fvd.OptimizerSpec]:
-        config = self.config
-        student = fvd.OptimizerSpec.from_training(self.run.training)
-        critic = replace(
-            student,
-            learning_rate=student.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate,
-            betas=config.critic_betas or student.betas,
-            lr_scheduler=config.critic_lr_scheduler or student.lr_scheduler,
-        )
-        return {"student": student, "critic": critic}
-
     def roles_to_update(self, iteration: int) -> Sequence[str]:
-        return ["student", "critic"] if self.student_is_due(iteration) else ["critic"]
-
-    def student_is_due(self, iteration: int) -> bool:
-        return iteration % self.config.generator_update_interval == 0
+        student = ["student"] if self.config.student_is_due(iteration) else []
+        return student + (["critic"] if self.config.critic_is_due(iteration) else [])
 
     @classmethod
     def latents_source(cls, run: fvd.RunConfig) -> LatentsSource:
         return "zeros" if cast(DMD2Config, run.method_config).rollout_mode == "simulate" else "data"
 
-    @classmethod
-    def sampling_plan(cls, run: fvd.RunConfig) -> fvd.SamplingPlan:
-        """The ladder that the student is trained on, re-noised between its steps, unguided."""
-        timesteps = student_timesteps(cast(DMD2Config, run.method_config), run.pipeline_config.flow_shift)
-        return fvd.SamplingPlan(
-            role="student",
-            sampler_kind="sde",
-            sampling_steps=(len(timesteps),),
-            sampling_timesteps=timesteps,
-            guidance_scale=1.0,
-        )
-
-    @property
-    def teacher_is_guided(self) -> bool:
-        """Whether the teacher needs a second, unconditional forward."""
-        return self.config.standard_guidance_scale != 1.0 and self.config.cfg_uncond.text != "keep"
+    def panel(self) -> fvd.PanelRequest:
+        """What teacher and critic make of the student's samples."""
+        uncond: Literal["negative_prompt", "zero"] = "zero" if self.config.cfg_uncond.text == "zero" else "negative_prompt"
+        scale = self.config.standard_guidance_scale if self.config.teacher_is_guided else 1.0
+        columns = {
+            "teacher": fvd.GuidedColumn(handle=self.roles["teacher"], guidance_scale=scale, uncond=uncond),
+            "critic": fvd.GuidedColumn(handle=self.roles["critic"]),
+        }
+        return fvd.PanelRequest(columns=columns, timesteps=PANEL_TIMESTEPS)
 
     def on_train_start(self) -> None:
-        if self.teacher_is_guided and self.config.cfg_uncond.text == "negative_prompt":
+        if self.config.needs_uncond and self.config.cfg_uncond.text == "negative_prompt":
             self.adapter.ensure_negative_conditioning()
 
     # --- the step ---
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
-        """Yields ``student_loss`` when the student is due, then ``critic_loss``."""
+        """Yields ``student_loss`` when the student is due, then ``critic_loss`` when the critic is."""
         prepared = self.adapter.prepare_batch(batch, latents_source=self.latents_source(self.run))
-        student_is_due = self.student_is_due(iteration)
-        rollout = self.roll_out(prepared, rng, with_grad=student_is_due)
+        losses = self.losses(prepared, iteration, rng)
+        # The trainer backpropagates between two yields; a list has both graphs at once.
+        yield from losses if self.config.separate_graphs else list(losses)
+
+    def losses(self, batch: fvd.Batch, iteration: int, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
+        student_is_due, critic_is_due = self.config.student_is_due(iteration), self.config.critic_is_due(iteration)
+        rollout = self.roll_out(batch, rng, with_grad=student_is_due)
         if student_is_due:
-            yield self.student_loss(rollout.x0, prepared, rng)
-            rollout = Rollout(rollout.x0.detach(), rollout.exit_step)  # lets go of the student's graph
-        yield self.critic_loss(rollout, prepared, rng)
+            yield self.student_loss(rollout.x0, batch, rng)
+            rollout = rollout.detached()  # lets go of the student's graph
+        if critic_is_due:
+            if student_is_due and not self.config.reuse_rollout:
+                rollout = self.roll_out(batch, rng, with_grad=False)
+            yield self.critic_loss(rollout, batch, rng)
 
     def roll_out(self, batch: fvd.Batch, rng: fvd.StepRandom, *, with_grad: bool) -> Rollout:
-        """The student's samples. Gradient, where wanted, flows through the last forward only."""
-        if self.config.rollout_mode == "simulate":
-            return self._simulate(batch, rng, with_grad)
-        return self._from_data(batch, rng, with_grad)
-
-    def _simulate(self, batch: fvd.Batch, rng: fvd.StepRandom, with_grad: bool) -> Rollout:
-        """The student's own steps from pure noise, as it will be sampled, up to a random one.
-
-        The exit step is shared by all samples and ranks, so that all make equally many forwards; steps after it are not
-        made. Draws a sample: the initial noise, then one noise a step before the exit.
-        """
-        exit_step = rng.shared_index(len(self.ladder))
-        x_t = rng.randn_like(batch.latents)
-        with torch.no_grad():
-            for step in range(exit_step):
-                x0 = self._student_x0(x_t, self._ladder_timestep(step, batch), batch)
-                x_t = self.adapter.add_noise(x0, rng.randn_like(x0), self._ladder_timestep(step + 1, batch))
+        """The student's samples, from pure noise along its ladder, or in one step from noised data. Gradient, where wanted,
+        flows through the last forward only. Draws of a sample: its exit step where each has its own, a noise, and in
+        simulation, between sde steps, one noise a step."""
+        exit_steps = self.choose_exit_steps(rng)
+        t = self.ladder[torch.tensor(exit_steps)]
+        noise = rng.randn_like(batch.latents)
+        if self.config.rollout_mode == "data_latent":
+            x_t = self.adapter.add_noise(batch.latents, noise, t)
+        else:
+            x_t = simulate(
+                lambda x_t, t: self.student_x0(x_t, t, batch.cond),
+                self.adapter.add_noise,
+                self.ladder,
+                noise,
+                exit_steps,
+                between=self.config.between_steps,
+                fresh_noise=lambda: rng.randn_like(noise),
+                early_exit=self.config.early_exit,
+            )
         with torch.set_grad_enabled(with_grad):
-            x0 = self._student_x0(x_t, self._ladder_timestep(exit_step, batch), batch)
-        return Rollout(x0, float(exit_step))
-
-    def _from_data(self, batch: fvd.Batch, rng: fvd.StepRandom, with_grad: bool) -> Rollout:
-        """One step from noised data, at a step of each sample's own. Draws a sample: u of the step, the noise."""
-        count = len(self.ladder)
-        step = (rng.rand() * count).long().clamp(max=count - 1)  # count * (1 - 2^-24) may round to count
-        t = self.ladder[step]
-        x_t = self.adapter.add_noise(batch.latents, rng.randn_like(batch.latents), t)
-        with torch.set_grad_enabled(with_grad):
-            x0 = self._student_x0(x_t, t, batch)
-        return Rollout(x0, step.float().mean())
+            x0 = self.student_x0(x_t, t, batch.cond)
+        return Rollout(x0, sum(exit_steps) / len(exit_steps))
 
     def student_loss(self, x0: Tensor, batch: fvd.Batch, rng: fvd.StepRandom) -> fvd.Loss:
         """Distribution matching (arXiv:2405.14867, eq. 2) on ``x0``, which carries the student's graph."""
-        gradient, score_gap = self._matching_gradient(x0.detach(), batch, rng)
-        metrics = {
-            "dmd/normalizer": gradient.mean_over_kept(gradient.normalizer),
-            "dmd/gradient_rms": gradient.value.square().mean().sqrt(),
-            "dmd/score_gap": gradient.mean_over_kept(score_gap),
-        }
-        counts = {"dmd/non_finite_samples": (~gradient.kept).sum()}
+        t = self.score_timesteps.sample(rng)
+        with torch.no_grad():
+            x_t = self.adapter.add_noise(x0, rng.randn_like(x0), t)
+            fake_x0 = self.critic.predict_x0(x_t, t, batch.cond)
+            real = self.teacher.predict_x0(x_t, t, batch)
+        gradient = matching_gradient(
+            x0.detach(),
+            fake_x0,
+            real.x0,
+            over=self.config.normalizer,
+            guard=self.config.normalizer_guard,
+            epsilon=self.config.normalizer_epsilon,
+        )
         value = distribution_matching_loss(x0, gradient)
-        return fvd.Loss("student_loss", value, role="student", metrics=metrics, counts=counts)
 
-    @torch.no_grad()
-    def _matching_gradient(self, x0: Tensor, batch: fvd.Batch, rng: fvd.StepRandom) -> tuple[MatchingGradient, Tensor]:
-        """The gradient on ``x0``, and mean |F - R| of each sample [B]."""
-        t = self.sample_score_timestep(rng)
-        x_t = self.adapter.add_noise(x0, rng.randn_like(x0), t)
-        fake_x0 = self.critic.predict_x0(x_t, t, batch.cond)
-        real_x0 = self._guided_teacher_x0(x_t, t, batch)
-        score_gap = (fake_x0.float() - real_x0.float()).abs().flatten(1).mean(dim=1)
-        return matching_gradient(x0, fake_x0, real_x0), score_gap
+        student = x0.detach()
+        metrics: dict[str, MetricValue] = {
+            "dmd2/gradient_rms": gradient.value.square().mean().sqrt(),
+            "dmd2/gradient_norm": gradient.value.norm() / gradient.value.numel(),
+            "dmd2/normalizer": gradient.mean_over_kept(mean_per_sample(gradient.normalizer)),
+            "dmd2/score_gap": gradient.mean_over_kept(mean_per_sample((fake_x0 - real.x0).abs())),
+            "dmd2/critic_gap": gradient.mean_over_kept(mean_per_sample((fake_x0 - student).abs())),
+            **moments("student", student, gradient.kept),
+            **moments("teacher", real.x0, gradient.kept),
+            **per_bin("student_loss", 0.5 * mean_per_sample(gradient.value.square()), t, LADDER_TIMESTEPS),
+        }
+        if real.cond_x0 is not None:
+            metrics |= moments("teacher_cond", real.cond_x0, gradient.kept)
+        if self.latents_source(self.run) == "data":
+            metrics |= moments("data", batch.latents, gradient.kept)
+        counts = {"dmd2/non_finite_samples": (~gradient.kept).sum()}
+        return fvd.Loss("student_loss", value, role="student", metrics=metrics, counts=counts)
 
     def critic_loss(self, rollout: Rollout, batch: fvd.Batch, rng: fvd.StepRandom) -> fvd.Loss:
         """The critic learns to denoise the student's samples, which carry no gradient."""
-        x0 = rollout.x0
-        t = self.sample_score_timestep(rng)
+        x0, adapter = rollout.x0, self.adapter
+        t = self.critic_timesteps.sample(rng)
         noise = rng.randn_like(x0)
-        prediction = self.critic.predict(self.adapter.add_noise(x0, noise, t), t, batch.cond)
-        value = regression_loss(prediction, self.adapter.training_target(x0, noise, t))
-        metrics = {
-            "critic/sigma": t.mean() / self.adapter.num_train_timesteps,
+        x_t = adapter.add_noise(x0, noise, t)
+        if self.config.critic_target == "native":
+            prediction, target = self.critic.predict(x_t, t, batch.cond), adapter.training_target(x0, noise, t)
+        else:
+            prediction, target = self.critic.predict_x0(x_t, t, batch.cond), x0
+        value = regression_loss(prediction, target)
+        metrics: dict[str, MetricValue] = {
+            "critic/sigma": t.mean() / LADDER_TIMESTEPS,
             "rollout/x0_std": x0.std(),
             "rollout/exit_step": rollout.exit_step,
+            **per_bin("critic_loss", squared_error(prediction.detach(), target), t, LADDER_TIMESTEPS),
         }
         return fvd.Loss("critic_loss", value, role="critic", metrics=metrics)
 
     # --- its parts ---
-    def sample_score_timestep(self, rng: fvd.StepRandom) -> Tensor:
-        """t [B], shifted towards noise, inside the timestep range of the run file with no mass piled up at its ends.
+    def choose_exit_steps(self, rng: fvd.StepRandom) -> list[int]:
+        """On which rung of the ladder each sample is trained."""
+        count = len(self.ladder)
+        if self.config.step_choice == "sample":
+            return rng.indices(count)
+        return [rng.shared_index(count)] * len(rng.per_sample)
 
-        Uniform in the pre-image of the range under the shift, then shifted; the clamp only takes off rounding.
-        """
-        first, last = self.unshifted_range
-        t = self.adapter.shift_and_clamp_timestep(first + (last - first) * rng.rand())
-        steps = self.adapter.num_train_timesteps
-        return t.clamp(steps * self.config.min_timestep_ratio, steps * self.config.max_timestep_ratio)
+    def student_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return self.student.predict_x0(x_t, t, cond, attn_kind=self.student_attn_kind).float()
 
-    def _guided_teacher_x0(self, x_t: Tensor, t: Tensor, batch: fvd.Batch) -> Tensor:
-        cond_x0 = self.teacher.predict_x0(x_t, t, batch.cond)
-        if not self.teacher_is_guided:
-            return cond_x0
-        uncond_x0 = self.teacher.predict_x0(x_t, t, self._uncond(batch))
-        return guided_x0(cond_x0, uncond_x0, self.config.standard_guidance_scale)
 
-    def _uncond(self, batch: fvd.Batch) -> Conditioning:
-        if self.config.cfg_uncond.text == "zero":
-            return self.adapter.zero_conditioning(batch.cond)
-        if batch.uncond is None:
-            raise fvd.FvdError(
-                "the batch has no unconditional conditioning although the adapter was asked for it at the start",
-                cure="Report this to the authors of the family; `cfg_uncond: {text: zero}` does without it.",
-            )
-        return batch.uncond
-
-    def _student_x0(self, x_t: Tensor, t: Tensor, batch: fvd.Batch) -> Tensor:
-        return self.student.predict_x0(x_t, t, batch.cond, attn_kind=self.student_attn_kind).float()
-
-    def _ladder_timestep(self, step: int, batch: fvd.Batch) -> Tensor:
-        """[B], all at ladder position ``step``."""
-        return self.ladder[step].expand(batch.batch_size)
+def moments(whose: str, x0: Tensor, kept: Tensor) -> dict[str, MetricValue]:
+    """Mean and standard deviation over the samples of a micro-batch that are ``kept`` [B]."""
+    kept = expand_to(kept, x0)
+    count = kept.expand_as(x0).sum().clamp(min=1)
+    mean = torch.where(kept, x0, 0.0).sum() / count
+    variance = torch.where(kept, (x0 - mean).square(), 0.0).sum() / count
+    return {f"dmd2/{whose}_x0_mean": mean, f"dmd2/{whose}_x0_std": variance.sqrt()}

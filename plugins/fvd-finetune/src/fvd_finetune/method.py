@@ -9,7 +9,7 @@ target noise - x0, unweighted. Draws a sample, in order: u, noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import cast
 
 from torch.nn import functional
@@ -29,9 +29,6 @@ class FinetuneMethod(fvd.Method):
         self.config = cast(FinetuneConfig, run.method_config)
         self.student = adapter.bind(roles["student"])
         self.attn_kind = adapter.supported_attn_kind(self.config.attn_kind)
-
-    def optimizer_specs(self) -> Mapping[str, fvd.OptimizerSpec]:
-        return {"student": fvd.OptimizerSpec.from_training(self.run.training)}
 
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
         """Yields one loss, ``loss``, with the mean noise level t / N as metric ``sigma``."""

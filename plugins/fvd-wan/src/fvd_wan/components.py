@@ -6,8 +6,6 @@ import html
 import re
 from pathlib import Path
 
-import ftfy
-from diffusers import AutoencoderKLWan
 from transformers import UMT5EncoderModel
 
 import fvd
@@ -22,7 +20,7 @@ WAN_PLAN = fvd.ClipPlan(fps=16.0, geometry=fvd.VideoGeometry(num_frames=81, heig
 class WanComponents(DiffusersComponents):
     """Wan attends to all of ``max_text_tokens``, zeros included: that is how it was trained."""
 
-    vae_class = AutoencoderKLWan
+    vae_name = "AutoencoderKLWan"
     text_encoder_class = UMT5EncoderModel
     clip_plan = WAN_PLAN
     latent_channels_key = "z_dim"
@@ -38,5 +36,7 @@ class WanComponents(DiffusersComponents):
 
     def clean_prompt(self, text: str) -> str:
         """Mended encoding errors, no HTML entities, single spaces: what Wan's text encoder was fed in training."""
+        import ftfy  # only where text is encoded: training from prepared data starts sooner without it
+
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
         return re.sub(r"\s+", " ", text).strip()

@@ -26,7 +26,7 @@ class WanFamily(DiffusersFamily):
     transformer_class = WanTransformer3DModel
     transformer_names = TRANSFORMER_NAMES
     text_dim_key = "text_dim"
-    blocks_name = "blocks"
+    blocks_name = WanAdapter.blocks_name
 
     def __init__(self, context: fvd.FamilyContext) -> None:
         super().__init__(context)

@@ -18,7 +18,7 @@ def fvd_families() -> list[fvd.FamilySpec]:
             target="fvd_wan.family:WanFamily",
             config="fvd_wan.config:WanConfig",
             summary="Wan 2.1 text-to-video, diffusers format (also two-expert checkpoints)",
-            provides=fvd.TEXT_TO_VIDEO,
+            provides=fvd.TEXT_TO_VIDEO | fvd.FEATURE_PRIMITIVES,
             samplers={"ode", "sde"},
             latent_space="wan2.1",
             tiny="fvd_wan.tiny:make_tiny_wan",

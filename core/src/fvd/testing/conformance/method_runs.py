@@ -34,12 +34,15 @@ def sampling_plan(bench: MethodBench) -> None:
     if plan.sampling_timesteps is not None:
         ladder = list(plan.sampling_timesteps)
         require(ladder == sorted(ladder, reverse=True), f"sampling_timesteps must fall, they are {ladder}")
+    declared = bench.run_config.method_config.sampling_ladder()
+    if declared is not None:
+        same = (declared.sampler_kind, declared.timesteps) == (plan.sampler_kind, plan.sampling_timesteps)
+        require(same, "sampling_plan must be on the ladder that sampling_ladder() of its config names, by which run files go")
     built = bench.build()
     request = built.method.validation_request(0)
     if request is not None:
         require(request.sample_handle in list(built.roles), "validation_request must sample a role of the run")
-        same = (request.sampler_kind, request.sampling_timesteps) == (plan.sampler_kind, plan.sampling_timesteps)
-        require(same, "validation_request must sample as sampling_plan says, which `fvd sample` goes by")
+        require(request.plan == plan, "validation_request must sample as sampling_plan says, which `fvd sample` goes by")
     latents = sample_as_planned(bench, built, plan, "a", 2)
     require_tensor(latents, (2, *_shape(built)), "what its sampling plan makes")
 
@@ -60,6 +63,7 @@ def sample_as_planned(bench: MethodBench, built: BuiltMethod, plan: SamplingPlan
         shape=_shape(built),
         steps=min(plan.sampling_steps),
         timesteps=plan.sampling_timesteps,
+        shift_timesteps=plan.shift_timesteps,
         seeds=range(count),
     )
 

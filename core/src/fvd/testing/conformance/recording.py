@@ -24,6 +24,7 @@ class RecordingAdapter(Adapter):
         self.calls: set[tuple[str, str]] = set()
         self.device = inner.device
         self.attn_kinds = inner.attn_kinds
+        self.joins_conditioning = inner.joins_conditioning
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -55,8 +56,8 @@ class RecordingAdapter(Adapter):
     def num_train_timesteps(self) -> int:  # type: ignore[override]
         return self._note("num_train_timesteps").num_train_timesteps
 
-    def shift_and_clamp_timestep(self, t: Tensor) -> Tensor:
-        return self._note("shift_and_clamp_timestep").shift_and_clamp_timestep(t)
+    def shift_and_clamp_timestep(self, t: Tensor, shift: float | None = None) -> Tensor:
+        return self._note("shift_and_clamp_timestep").shift_and_clamp_timestep(t, shift)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return self._note("add_noise").add_noise(x0, noise, t)
@@ -79,6 +80,28 @@ class RecordingAdapter(Adapter):
     ) -> Tensor:
         return self._note("predict_noise", handle).predict_noise(handle, x_t, t, cond, attn_kind=attn_kind)
 
+    # --- features ---
+    def feature_widths(self, handle: RoleHandle) -> Sequence[int]:
+        return self._note("feature_widths", handle).feature_widths(handle)
+
+    def features(
+        self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: Conditioning, *, layers: Sequence[int]
+    ) -> list[Tensor]:
+        return self._note("features", handle).features(handle, x_t, t, cond, layers=layers)
+
+    def predict_x0_with_features(
+        self,
+        handle: RoleHandle,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        *,
+        layers: Sequence[int],
+        attn_kind: str = "dense",
+    ) -> tuple[Tensor, list[Tensor]]:
+        inner = self._note("predict_x0_with_features", handle)
+        return inner.predict_x0_with_features(handle, x_t, t, cond, layers=layers, attn_kind=attn_kind)
+
     # --- decoding ---
     def decode(self, latents: Tensor) -> Tensor:
         return self._note("decode").decode(latents)
@@ -87,5 +110,8 @@ class RecordingAdapter(Adapter):
         return self._note("latent_shape").latent_shape(geometry)
 
     # --- what is no primitive ---
+    def join_conditioning(self, parts: Sequence[Conditioning]) -> Conditioning:
+        return self._inner.join_conditioning(parts)
+
     def backward(self, loss: Tensor, ctx: object | None) -> None:
         self._inner.backward(loss, ctx)

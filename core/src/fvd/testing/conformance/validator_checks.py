@@ -13,7 +13,7 @@ from fvd.testing.conformance.examination import Subject
 from fvd.testing.conformance.toy_models import ToyModel, toy_model
 from fvd.validation.base import Artifact, Validator, ValidatorContext
 from fvd.validation.prompts import Prompt
-from fvd.validation.request import ValidationRequest
+from fvd.validation.request import SamplingPlan, ValidationRequest
 
 PROMPTS = [Prompt("mode 1", seed=3), Prompt("a cat sleeps", seed=4)]
 SAMPLER = "fvd-core:ode"
@@ -33,7 +33,8 @@ def _build(subject: Subject, toy: ToyModel, output_dir: Path) -> Validator:
 
 
 def _request(toy: ToyModel) -> ValidationRequest:
-    return ValidationRequest(sample_handle=toy.handle, sampler_kind=SAMPLER, sampling_steps=(2,), guidance_scale=2.0)
+    plan = SamplingPlan(role=toy.handle.name, sampler_kind=SAMPLER, sampling_steps=(2,), guidance_scale=2.0)
+    return ValidationRequest(plan=plan, sample_handle=toy.handle)
 
 
 def writes_artifacts(subject: Subject) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fvd
 from fvd.adapters import LatentsSource
 from fvd.testing.toy.config import ToyConfig
 from fvd.testing.toy.data import LATENT, TEXT
 from fvd.testing.toy.mixture import GaussianMixture
+from fvd.testing.toy.network import ToyNetwork
 from fvd.testing.toy.schedulers import FlowEulerScheduler
 from fvd.testing.toy.text import embed, mode_weights
 
@@ -21,8 +22,10 @@ _VIEW = 1.5
 """The picture shows this many radii around the centre."""
 
 
-class MixtureAdapter(fvd.Adapter):
+class MixtureAdapter(fvd.BlockFeatures):
     """What both toy families share. Conditioning is a tensor of mode weights [B, K]."""
+
+    joins_conditioning = True
 
     def __init__(self, context: fvd.FamilyContext, config: ToyConfig, mixture: GaussianMixture) -> None:
         self.device = context.device
@@ -59,6 +62,9 @@ class MixtureAdapter(fvd.Adapter):
     def zero_conditioning(self, cond: Tensor) -> Tensor:
         return torch.zeros_like(cond)
 
+    def join_conditioning(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts))
+
     # --- prediction ---
     def predict(self, handle: fvd.RoleHandle, x_t: Tensor, t: Tensor, cond: Tensor, *, attn_kind: str = "dense") -> Tensor:
         if attn_kind not in self.attn_kinds:
@@ -66,6 +72,18 @@ class MixtureAdapter(fvd.Adapter):
         time = t.to(self.device, torch.float32) / self.num_train_timesteps
         prediction: Tensor = handle.modules["transformer"](x_t.float(), time, mode_weights(cond))
         return prediction
+
+    # --- features ---
+    def feature_blocks(self, handle: fvd.RoleHandle) -> list[list[nn.Module]]:
+        return [list(_with_blocks(handle).blocks)]
+
+    def feature_widths(self, handle: fvd.RoleHandle) -> list[int]:
+        network = _with_blocks(handle)
+        return [network.shape.width] * len(network.blocks)
+
+    def block_feature(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """[B, D] on a grid of one token."""
+        return output[:, :, None, None, None]
 
     # --- decoding ---
     def latent_shape(self, geometry: fvd.VideoGeometry) -> tuple[int, int, int, int]:
@@ -80,6 +98,16 @@ class MixtureAdapter(fvd.Adapter):
         distance = (axis - x).square() + (-axis[:, None] - y).square()
         dot = torch.exp(-distance / (2 * (half / 12) ** 2))
         return dot[:, None, None].expand(-1, 3, 1, -1, -1).contiguous()
+
+
+def _with_blocks(handle: fvd.RoleHandle) -> ToyNetwork:
+    network = handle.modules["transformer"]
+    if not isinstance(network, ToyNetwork):
+        raise fvd.FvdError(
+            f"the role {handle.name!r} is the exact denoiser, a formula without hidden states: it has no features",
+            cure="Use path: random for this role, or take the features from another one.",
+        )
+    return network
 
 
 class ToyAdapter(MixtureAdapter, fvd.FlowMatchingAdapter):

@@ -46,6 +46,9 @@ class Points:
         self.shapes: Mapping[str, Mapping[str, int]] = {LATENT: {"C": dimensions, "T": 1, "H": 1, "W": 1}, TEXT: {"K": modes}}
         self.sample_bytes = 4 * (dimensions + modes)
 
+    def sample_ids(self, index: int) -> list[str]:
+        return [f"point-{index * CHUNK_SIZE + row}" for row in range(CHUNK_SIZE)]
+
     def read_chunk(self, index: int) -> list[Sample]:
         generator = seeded_generator("toy points", index)
         modes = len(self._mixture.means)
@@ -55,8 +58,8 @@ class Points:
         embeddings = embed(captions, modes)
         points = self._mixture.sample(CHUNK_SIZE, generator, weights=embeddings).float().reshape(CHUNK_SIZE, -1, 1, 1, 1)
         return [
-            Sample({LATENT: point, TEXT: embedding}, {"id": f"point-{index * CHUNK_SIZE + row}", "caption": caption})
-            for row, (point, embedding, caption) in enumerate(zip(points, embeddings, captions, strict=True))
+            Sample({LATENT: point, TEXT: embedding}, {"id": name, "caption": caption})
+            for name, point, embedding, caption in zip(self.sample_ids(index), points, embeddings, captions, strict=True)
         ]
 
 

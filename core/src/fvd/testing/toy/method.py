@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from torch.nn import functional
 
@@ -14,9 +14,6 @@ class ToyMethod(fvd.Method):
     order: t, noise."""
 
     role_names = ("student",)
-
-    def optimizer_specs(self) -> Mapping[str, fvd.OptimizerSpec]:
-        return {"student": fvd.OptimizerSpec.from_training(self.run.training)}
 
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
         prepared = self.adapter.prepare_batch(batch, latents_source="data")

@@ -23,7 +23,7 @@ def fvd_families() -> list[fvd.FamilySpec]:
             target="fvd.testing.toy.family:ToyFamily",
             config="fvd.testing.toy.config:ToyConfig",
             summary="points of a Gaussian mixture, flow matching; for tests and first tries",
-            provides=fvd.TEXT_TO_VIDEO,
+            provides=fvd.TEXT_TO_VIDEO | fvd.FEATURE_PRIMITIVES,
             samplers={"ode", "sde"},
             export_formats=("toy",),
             dataset_kind="toy",

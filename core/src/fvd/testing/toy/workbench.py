@@ -117,6 +117,7 @@ def toy_run_samples(run_dir: str | Path, count: int, *, prompt: str = "", plugin
         shape=adapter.latent_shape(_ANY_SIZE),
         steps=plan.sampling_steps[0],
         timesteps=plan.sampling_timesteps,
+        shift_timesteps=plan.shift_timesteps,
         seeds=range(count),
     )
     return points.flatten(1)

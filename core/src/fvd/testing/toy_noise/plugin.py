@@ -14,7 +14,7 @@ def fvd_families() -> list[fvd.FamilySpec]:
             target="fvd.testing.toy_noise.family:ToyNoiseFamily",
             config="fvd.testing.toy.config:ToyConfig",
             summary="points of a Gaussian mixture, a DDPM schedule, noise prediction; for tests of methods",
-            provides=fvd.TEXT_TO_VIDEO,
+            provides=fvd.TEXT_TO_VIDEO | fvd.FEATURE_PRIMITIVES,
             samplers={"ode", "sde"},
             export_formats=("toy",),
             dataset_kind="toy_noise",

@@ -9,7 +9,7 @@ def fvd_families() -> list[fvd.FamilySpec]:
             target="acme_wan.family:AcmeWanFamily",
             config="acme_wan.config:AcmeWanConfig",
             summary="Wan 2.1 with an English negative prompt, sampled as a strip",
-            provides=fvd.TEXT_TO_VIDEO,
+            provides=fvd.TEXT_TO_VIDEO | fvd.FEATURE_PRIMITIVES,
             samplers={"ode", "sde"},
             latent_space="wan2.1",
             validator="strip",

@@ -1,6 +1,6 @@
 """CogVideoX (Yang et al. 2024): v-prediction on a DDPM schedule with zero terminal SNR. Version 1.0, 2B and 5B."""
 
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from transformers import T5EncoderModel
@@ -10,7 +10,7 @@ from fvd.diffusers_format import DiffusersComponents, DiffusersFamily
 
 
 class CogVideoXComponents(DiffusersComponents):
-    vae_class = AutoencoderKLCogVideoX
+    vae_name = "AutoencoderKLCogVideoX"
     text_encoder_class = T5EncoderModel
     clip_plan = fvd.ClipPlan(fps=8.0, geometry=fvd.VideoGeometry(num_frames=49, height=480, width=720))
     max_text_tokens, temporal_ratio, spatial_ratio, patch_size = 226, 4, 8, 2

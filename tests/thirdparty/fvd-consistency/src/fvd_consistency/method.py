@@ -19,9 +19,6 @@ class Consistency(fvd.Method):
         self.average = nn.ModuleDict(copy.deepcopy(student.modules)).requires_grad_(False)
         self.target = adapter.bind(fvd.RoleHandle("average", student.family, False, dict(self.average)))
 
-    def optimizer_specs(self) -> dict[str, fvd.OptimizerSpec]:
-        return {"student": fvd.OptimizerSpec.from_training(self.run.training)}
-
     @classmethod
     def sampling_plan(cls, run: fvd.RunConfig) -> fvd.SamplingPlan:
         ladder = run.method_config.ladder

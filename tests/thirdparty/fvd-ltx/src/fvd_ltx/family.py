@@ -1,6 +1,6 @@
 """LTX-Video (HaCohen et al. 2024): flow matching on latents of 32 × 32 pixels and 8 frames, one token each."""
 
-from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from diffusers import LTXVideoTransformer3DModel
 from transformers import T5EncoderModel
 
 import fvd
@@ -8,7 +8,7 @@ from fvd.diffusers_format import DiffusersComponents, DiffusersFamily
 
 
 class LtxComponents(DiffusersComponents):
-    vae_class = AutoencoderKLLTXVideo
+    vae_name = "AutoencoderKLLTXVideo"
     text_encoder_class = T5EncoderModel
     clip_plan = fvd.ClipPlan(fps=25.0, geometry=fvd.VideoGeometry(num_frames=161, height=512, width=704))
     max_text_tokens, temporal_ratio, spatial_ratio = 128, 8, 32

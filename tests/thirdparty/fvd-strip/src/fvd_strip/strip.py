@@ -9,18 +9,19 @@ class StripValidator(fvd.Validator):
     def on_train_start(self, request: fvd.ValidationRequest) -> None:
         adapter = self.context.adapter
         self.cond = adapter.encode_prompts([prompt.text for prompt in self.context.prompts])
-        if request.guidance_scale != 1.0:
+        if request.plan.guidance_scale != 1.0:
             adapter.ensure_negative_conditioning()
 
     def log_validation(self, step: int, request: fvd.ValidationRequest) -> list[fvd.Artifact]:
-        adapter, prompts = self.context.adapter, self.context.prompts
-        uncond = None if request.guidance_scale == 1.0 else adapter.negative_conditioning(len(prompts))
+        adapter, prompts, plan = self.context.adapter, self.context.prompts, request.plan
+        uncond = None if plan.guidance_scale == 1.0 else adapter.negative_conditioning(len(prompts))
         latents = fvd.sample_latents(
-            fvd.GuidedModel(adapter, request.sample_handle, self.cond, uncond, request.guidance_scale),
-            sampler=self.context.load_sampler(request.sampler_kind),
+            fvd.GuidedModel(adapter, request.sample_handle, self.cond, uncond, plan.guidance_scale),
+            sampler=self.context.load_sampler(plan.sampler_kind),
             shape=self.context.latent_shape,
-            steps=request.sampling_steps[0],
-            timesteps=request.sampling_timesteps,
+            steps=plan.sampling_steps[0],
+            timesteps=plan.sampling_timesteps,
+            shift_timesteps=plan.shift_timesteps,
             seeds=[prompt.seed for prompt in prompts],
         )
         with fvd.folder_written_aside(self.step_dir(step)) as folder:

@@ -1,4 +1,4 @@
-"""Identities of the two losses, as pure functions."""
+"""Identities of the losses and of guidance, as pure functions."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ import math
 import pytest
 import torch
 
-from fvd_dmd2.losses import (
-    NORMALIZER_FLOOR,
-    distribution_matching_loss,
-    guided_x0,
-    matching_gradient,
-    regression_loss,
-)
+from fvd.guidance import guided, standard_scale
+from fvd.losses import NORMALIZER_EPSILON, distribution_matching_loss, matching_gradient, regression_loss, squared_error
 
 SHAPE = (3, 2, 2, 3, 3)
 
@@ -36,7 +31,7 @@ def test_golden_numbers():
     real = torch.tensor([[0.0, 5.0]]).view(1, 1, 1, 1, 2)  # |x - R| = 1, 3: w = 2
     fake = torch.tensor([[1.0, 1.0]]).view(1, 1, 1, 1, 2)  # F - R = 1, -4: g = 0.5, -2
     gradient = matching_gradient(x0, fake, real)
-    assert gradient.normalizer.tolist() == [2.0]
+    assert gradient.normalizer.flatten().tolist() == [2.0]
     assert gradient.value.flatten().tolist() == [0.5, -2.0]
     loss = distribution_matching_loss(x0, gradient)
     loss.backward()
@@ -80,7 +75,7 @@ def test_samples_do_not_influence_each_other(tensors):
 def test_normalizer_has_a_floor(tensors):
     x0, _, _ = tensors
     gradient = matching_gradient(x0, x0 + 1e-6, x0)
-    assert torch.equal(gradient.normalizer, torch.full((3,), NORMALIZER_FLOOR))
+    assert torch.equal(gradient.normalizer.flatten(), torch.full((3,), NORMALIZER_EPSILON))
     assert gradient.kept.all()
     assert gradient.value.abs().max() < 0.2  # (F - R) / floor; without it 1e-6 / 0
 
@@ -100,14 +95,14 @@ def test_non_finite_sample_is_dropped_and_the_others_keep_their_gradient(tensors
     assert torch.equal(x0.grad[1], torch.zeros(SHAPE[1:]))
     assert torch.equal(x0.grad[[0, 2]], clean[[0, 2]])  # the dropped sample still counts in the mean
     kept = gradient.normalizer[[0, 2]].mean()
-    torch.testing.assert_close(gradient.mean_over_kept(gradient.normalizer), kept)
+    torch.testing.assert_close(gradient.mean_over_kept(gradient.normalizer.flatten()), kept)
 
 
 def test_all_samples_dropped_is_zero_not_nan():
     bad = torch.full(SHAPE, math.nan)
     gradient = matching_gradient(bad, bad, bad)
     assert distribution_matching_loss(bad, gradient) == 0
-    assert gradient.mean_over_kept(gradient.normalizer) == 0
+    assert gradient.mean_over_kept(gradient.normalizer.flatten()) == 0
 
 
 def test_half_precision_inputs_are_computed_in_float32(tensors):
@@ -119,8 +114,48 @@ def test_half_precision_inputs_are_computed_in_float32(tensors):
     assert regression_loss(x0, fake) == ((x0.float() - fake.float()) ** 2).mean()
 
 
+def test_normalizer_of_each_frame_or_of_the_whole_batch(tensors):
+    x0, fake, real = (tensor.double() for tensor in tensors)
+    frames = matching_gradient(*tensors, over="frame").value.double()
+    for b in range(SHAPE[0]):
+        for frame in range(SHAPE[2]):
+            at = (b, slice(None), frame)
+            want = (fake[at] - real[at]) / (x0[at] - real[at]).abs().mean()
+            torch.testing.assert_close(frames[at], want, rtol=1e-5, atol=1e-6)
+    batch = matching_gradient(*tensors, over="batch").value.double()
+    torch.testing.assert_close(batch, (fake - real) / (x0 - real).abs().mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_batch_normalizer_lets_samples_influence_each_other(tensors):
+    x0, fake, real = tensors
+    far = torch.cat([real[:1], 100 + real[1:]])
+    for over, independent in (("sample", True), ("frame", True), ("batch", False)):
+        first, second = (matching_gradient(x0, fake, other, over=over).value[0] for other in (real, far))
+        assert torch.equal(first, second) == independent
+
+
+@pytest.mark.parametrize(("guard", "expected"), [("floor", 0.5), ("add", 0.75), ("none", 0.25)])
+def test_guards(guard, expected):
+    x0 = torch.full((1, 1, 1, 1, 2), 0.25)
+    gradient = matching_gradient(x0, x0, torch.zeros_like(x0), guard=guard, epsilon=0.5)
+    assert gradient.normalizer.item() == expected
+
+
+def test_without_a_guard_what_would_be_infinite_is_dropped(tensors):
+    x0, fake, _ = tensors
+    gradient = matching_gradient(x0, fake, x0, guard="none")
+    assert not gradient.kept.any()
+    assert torch.equal(gradient.value, torch.zeros(SHAPE))
+
+
+def test_squared_error_is_the_regression_loss_sample_by_sample(tensors):
+    x0, fake, _ = tensors
+    torch.testing.assert_close(squared_error(x0, fake).mean(), regression_loss(x0, fake))
+    assert squared_error(x0, fake)[1] == ((x0[1] - fake[1]) ** 2).mean()
+
+
 def test_guidance_conventions(tensors):
     cond, uncond, _ = tensors
     offset = cond + 3.5 * (cond - uncond)
-    torch.testing.assert_close(guided_x0(cond, uncond, 4.5), offset, rtol=1e-5, atol=1e-5)
-    assert torch.equal(guided_x0(cond, uncond, 0.0), uncond)
+    torch.testing.assert_close(guided(cond, uncond, standard_scale(3.5)), offset, rtol=1e-5, atol=1e-5)
+    assert torch.equal(guided(cond, uncond, 0.0), uncond)

@@ -1,0 +1,10 @@
+"""Alarms: named, understandable findings about the metrics of a run, each with its remedy. Light.
+
+A method gives its own with `fvd.Method.health_rules`; core adds those that hold for every method. Rules read the numbers
+that a step has brought to the host anyway, so they cost no synchronisation. What they have seen is not saved: a resumed
+run begins its windows anew.
+"""
+
+from fvd.health.rule import HealthRule as HealthRule
+from fvd.health.series import RecentMedian as RecentMedian
+from fvd.health.series import Rise as Rise

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+
+def dmd2_rules(config):
+    return []
