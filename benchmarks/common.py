@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+RSS_UNITS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10
+"""The unit of ``ru_maxrss``."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str] | None = N
         if process.returncode != 0:
             output.seek(0)
             sys.exit(f"{' '.join(command)} failed with {process.returncode}:\n{output.read()}")
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return Usage(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit)
+    return Usage(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / RSS_UNITS_PER_MIB)
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

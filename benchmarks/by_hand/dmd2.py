@@ -8,6 +8,7 @@ The student's rollout from noise ends at a random step of its ladder and serves 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -59,6 +60,12 @@ def encode(prompt: str) -> torch.Tensor:
     return embedding.expand(args.batch_size, -1, -1).to(device)
 
 
+def mark(passes: dict[str, int]) -> None:
+    """For the benchmark, at the end of a step."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    marks.append({"wall": time.perf_counter(), "cpu": time.process_time(), "passes": passes, "peak": peak})
+
+
 def batches():
     indices: list[int] = []
     while True:
@@ -86,7 +93,7 @@ def score_timestep() -> torch.Tensor:
     return (1000 * 3 * u / (1 + 2 * u)).clamp(20, 980)
 
 
-def update(name: str) -> float:
+def update(name: str) -> torch.Tensor:
     norm = torch.nn.utils.clip_grad_norm_(roles[name].parameters(), 1.0)
     optimizers[name].step()
     optimizers[name].zero_grad()
@@ -100,15 +107,17 @@ roles = {
     for name in ("student", "teacher", "critic")
 }
 roles["teacher"].requires_grad_(False)
+average = copy.deepcopy(roles["student"]).requires_grad_(False)
 optimizers = {
     name: torch.optim.AdamW(roles[name].parameters(), lr=1e-5, weight_decay=0.01) for name in ("student", "critic")
 }
 args.out.mkdir(parents=True)
 log = (args.out / "log.jsonl").open("w")
-marks = []
+marks: list[dict[str, object]] = []
 ladder = torch.tensor(LADDER, device=device)[:, None].expand(-1, args.batch_size)
 
 stream = batches()
+mark({})
 for step in range(1, args.steps + 1):
     passes = dict.fromkeys(roles, 0)
     text = next(stream)
@@ -136,6 +145,7 @@ for step in range(1, args.steps + 1):
         student_loss = 0.5 * F.mse_loss(x0, target)
         student_loss.backward()
         row |= {"student_norm": update("student"), "student_loss": student_loss}
+        torch._foreach_lerp_(list(average.parameters()), list(roles["student"].parameters()), 0.01)
         x0 = x0.detach()
 
     t, noise = score_timestep(), torch.randn_like(x0)
@@ -145,9 +155,9 @@ for step in range(1, args.steps + 1):
 
     log.write(json.dumps({name: float(value) for name, value in row.items()}) + "\n")
     log.flush()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    marks.append({"wall": time.perf_counter(), "cpu": time.process_time(), "passes": passes, "peak": peak})
+    mark(passes)
 
 checkpoint = {name: (roles[name].state_dict(), optimizers[name].state_dict()) for name in optimizers}
+checkpoint["average"] = average.state_dict()
 torch.save(checkpoint, args.out / "checkpoint.pt")
 (args.out / "marks.json").write_text(json.dumps(marks))

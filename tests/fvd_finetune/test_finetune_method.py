@@ -15,9 +15,9 @@ from small_video import SmallVideoAdapter, small_raw_batch, small_roles, small_r
 import fvd
 from fvd.config.check import CheckContext
 from fvd.testing.steps import step_random, train_step
+from fvd.timesteps import mode
 from fvd_finetune import plugin
 from fvd_finetune.config import FinetuneConfig
-from fvd_finetune.densities import mode_density, sample_u
 from fvd_finetune.method import FinetuneMethod
 
 DENSITIES = [
@@ -109,7 +109,7 @@ def test_regresses_on_the_adapters_own_target():
     noise = rng.randn_like(x0)
     batch = method.adapter.prepare_batch(raw, latents_source="data")
     predicted = method.student.predict(method.adapter.add_noise(x0, noise, t), t, batch.cond)
-    assert loss.value == ((predicted - noise) ** 2).mean()
+    torch.testing.assert_close(loss.value, ((predicted - noise) ** 2).mean())
 
 
 def test_dropped_text_reaches_the_network_as_dropped():
@@ -136,7 +136,7 @@ def test_training_lowers_the_loss_on_fixed_noise():
 
 # --- densities -------------------------------------------------------------------------------------------------------
 def sigmas(shift: float = 1.0, count: int = 4000, **density) -> torch.Tensor:
-    u = sample_u(FinetuneConfig(**density), step_random(1, count))
+    u = build(**density).sample_u(step_random(1, count))
     assert u.min() >= 0
     assert u.max() <= 1
     return SmallVideoAdapter(flow_shift=shift).shift_and_clamp_timestep(1000 * (1 - u)) / 1000
@@ -166,14 +166,14 @@ def test_logit_normal_law():
 
 def test_mode_density():
     r = torch.linspace(0, 1, 101, dtype=torch.float64)
-    assert torch.equal(mode_density(r, 0.0), 1 - r)  # scale 0 is uniform
+    assert torch.equal(mode(r, 0.0), 1 - r)  # scale 0 is uniform
     for scale in (-1.0, 0.4, 1.29, 1.75):
-        u = mode_density(r, scale)
+        u = mode(r, scale)
         torch.testing.assert_close(u[[0, 50, 100]], torch.tensor([1, 0.5, 0], dtype=torch.float64))
         assert (u.diff() <= 1e-12).all()  # monotone: a density
-    assert mode_density(torch.tensor(0.25), 1.29).item() == pytest.approx(0.75 - 1.29 * (0.853553 - 0.75), abs=1e-5)
+    assert mode(torch.tensor(0.25), 1.29).item() == pytest.approx(0.75 - 1.29 * (0.853553 - 0.75), abs=1e-5)
     # du/dr at the middle is -1 + scale (pi / 2 - 1): with 1.29 the density there is 1 / 0.264 = 3.79 times uniform
-    near = mode_density(torch.tensor([0.4995, 0.5005], dtype=torch.float64), 1.29)
+    near = mode(torch.tensor([0.4995, 0.5005], dtype=torch.float64), 1.29)
     assert 0.001 / (near[0] - near[1]).item() == pytest.approx(1 / (1 - 1.29 * (math.pi / 2 - 1)), rel=1e-3)
 
 

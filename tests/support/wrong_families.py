@@ -17,6 +17,7 @@ from fvd.testing.toy.adapter import ToyAdapter
 from fvd.testing.toy.config import ToyConfig
 from fvd.testing.toy.data import PointsSpec
 from fvd.testing.toy.family import ToyFamily
+from fvd.testing.toy.network import ToyNetwork
 from fvd.testing.toy_noise.family import ToyNoiseAdapter, ToyNoiseFamily
 
 EVERYTHING = fvd.TEXT_TO_VIDEO | fvd.FEATURE_PRIMITIVES
@@ -425,30 +426,24 @@ class DetachedFeatures(Base):
             return super().block_feature(output, x_t).detach()
 
 
-@fails("B120", "in the order of `layers`")
+@fails("B120", "in the order of `layers`", also="B114")
 class FeaturesInOrderOfDepth(Base):
+    """A deeper network than the toy's own, which has one layer in its second half."""
+
     class Adapter(ToyAdapter):
-        def feature_widths(self, handle):
-            return [32] * 4
-
-        def feature_blocks(self, handle):
-            blocks = list(handle.modules["transformer"].blocks)
-            return [[blocks[0], blocks[0], blocks[1], blocks[1]]]
-
         def predict_x0_with_features(self, handle, x_t, t, cond, *, layers, attn_kind="dense"):
-            if any(layer > 3 for layer in layers):
-                raise fvd.FvdError("there is no such block")
             return super().predict_x0_with_features(handle, x_t, t, cond, layers=sorted(layers), attn_kind=attn_kind)
 
-    def shard_units(self, handle):
-        return []
+    def load_role(self, name, spec):
+        handle = super().load_role(name, spec)
+        if isinstance(handle.modules["transformer"], ToyNetwork):
+            blocks = handle.modules["transformer"].blocks
+            blocks.extend(copy.deepcopy(list(blocks)))
+        return handle
 
 
 @fails("B120", "of 2 blocks must be refused")
 class FeaturesOfTheNearestLayer(Base):
     class Adapter(ToyAdapter):
-        def feature_widths(self, handle):
-            return [*super().feature_widths(handle), 32][:2]
-
         def features(self, handle, x_t, t, cond, *, layers):
-            return super().features(handle, x_t, t, cond, layers=[min(layer, 1) for layer in layers])
+            return super().features(handle, x_t, t, cond, layers=[layer % 2 for layer in layers])

@@ -30,9 +30,7 @@ class Ema:
         low = next((name for name, p in self.parameters.items() if p.dtype != torch.float32), None)
         if low is not None:
             raise FvdError(f"an EMA needs weights in float32; {low} is in {self.parameters[low].dtype}")
-        self.tensors: dict[str, Tensor] = {
-            name: torch.empty_like(p, requires_grad=False) for name, p in self.parameters.items()
-        }
+        self.tensors: dict[str, Tensor] = {name: torch.empty_like(p.detach()) for name, p in self.parameters.items()}
         self._is_swapped_in = False
         self.restart()
 

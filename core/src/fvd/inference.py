@@ -23,6 +23,7 @@ from fvd.rundir import RunDirectory
 from fvd.runtime import build_family, family_spec
 from fvd.specs import FamilySpec
 from fvd.validation.request import SamplingPlan
+from fvd.validation.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,22 @@ class TrainedRun:
     def family_spec(self) -> FamilySpec:
         return family_spec(self.config, self.plugins)
 
-    def load_role(self, name: str) -> RoleHandle:
-        """One role with its trained weights (its original ones if the run keeps it frozen)."""
+    def weights_of(self, role: str, wanted: Weights | None) -> Weights:
+        """``wanted``, or by default the average (EMA) where the checkpoint has one of this role."""
+        return wanted or ("ema" if role in self.checkpoint.averaged_roles else "raw")
+
+    def load_role(self, name: str, weights: Weights = "raw") -> RoleHandle:
+        """One role with its trained weights or their average; a role that the run keeps frozen, with its original ones.
+        Raises FvdError for a role that there is not, and for an average that there is not."""
         if name not in self.config.roles:
             hint = did_you_mean(name, self.config.roles)
             raise FvdError(f"this run has no role {name!r}{hint}", cure=f"Its roles: {', '.join(self.config.roles)}.")
         frozen = self.config.roles[name].model_copy(update={"trainable": False})
         handle = self.family.load_role(name, frozen)
         if self.config.roles[name].trainable:
-            load_role_weights(self.checkpoint, handle)
+            load_role_weights(self.checkpoint, handle, weights)
+        elif weights == "ema":
+            raise FvdError(f"the role {name} is frozen: it has no average", cure="Leave --weights out.")
         return handle
 
 

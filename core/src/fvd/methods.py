@@ -22,7 +22,7 @@ from fvd.health import HealthRule
 from fvd.metrics import MetricValue
 from fvd.optim import OptimizerSpec
 from fvd.rng import StepRandom
-from fvd.roles import RoleManager
+from fvd.roles import RoleHandle, RoleManager
 from fvd.validation.request import PanelRequest, SamplingPlan, ValidationRequest
 
 if TYPE_CHECKING:
@@ -51,13 +51,14 @@ class Loss:
 class Method(nn.Module, ABC):
     """Base class of every method.
 
-    Subclasses set ``role_names`` (those of the descriptor) and write `single_train_step` and, where roles move at different
+    Subclasses set ``role_names`` (those of the descriptor that a run must have; ``optional_role_names`` are the others) and write `single_train_step` and, where roles move at different
     rates, `roles_to_update`. ``run.method_config`` is the parsed `fvd.MethodConfig` that the
     descriptor names. Buffers and parameters that a method registers on itself (an average, a counter) are saved and
     restored with the checkpoint; gradients reach the roles' modules only.
     """
 
     role_names: ClassVar[tuple[str, ...]]
+    optional_role_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, run: RunConfig, roles: RoleManager, adapter: Adapter) -> None:
         super().__init__()
@@ -72,6 +73,16 @@ class Method(nn.Module, ABC):
         method = cls(run=run, roles=roles, adapter=adapter)
         method.build_optimizers()
         return method
+
+    @classmethod
+    def build_roles(
+        cls, *, run: RunConfig, roles: RoleManager, adapter: Adapter, latent_shape: tuple[int, int, int, int]
+    ) -> list[RoleHandle]:
+        """The roles that the descriptor says the method makes itself (`fvd.RoleNeeds`, ``made_by_method``), of those that the
+        run file names; called before `build`, and only where it names any. On ``adapter.device``, trained, in float32, with
+        initial weights that follow from ``run.training.seed``. latent_shape: (C, T, H, W) of the run. From then on they are
+        roles like all others: optimized, clipped, averaged, saved."""
+        return []
 
     # --- what a method declares ---
     @abstractmethod

@@ -87,6 +87,12 @@ class RoleManager:
             )
         return self._handles[name]
 
+    def add(self, handle: RoleHandle) -> None:
+        """One more role. Raises PluginError for a name that is taken."""
+        if handle.name in self._handles:
+            raise PluginError(f"there is a role {handle.name!r} already", cure=mistake_in_code("the method's"))
+        self._handles[handle.name] = handle
+
     def __contains__(self, name: str) -> bool:
         return name in self._handles
 

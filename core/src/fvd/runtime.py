@@ -21,7 +21,9 @@ from fvd.data.spec import DataSpec, VideoGeometry
 from fvd.errors import DataError
 from fvd.families import Family, FamilyContext
 from fvd.files import step_folder
+from fvd.made_roles import add_made_roles, made_role_names
 from fvd.methods import Method
+from fvd.optim import check_optimizers
 from fvd.plugins import Plugins
 from fvd.plugins.lock import Lock, make_lock
 from fvd.recompute import recompute_activations
@@ -121,12 +123,17 @@ def build_runtime(plan: RunPlan) -> Runtime:
     loader = build_loader(config, plugins, dataset_kind, data_spec, needs_latents=latents_source == "data")
     held_out = build_held_out(config, plugins, dataset_kind, data_spec, loader)
     prompts = _read_prompts(config)
+    check_optimizers(config)
 
-    roles = RoleManager([_load_role(family, name, config) for name in config.roles])
+    made = made_role_names(config, method_spec(config, plugins))
+    roles = RoleManager([_load_role(family, name, config) for name in config.roles if name not in made])
     adapter = family.build_adapter(roles)
+    latent_shape = resolve_latent_shape(config, adapter, loader, data_spec, latents_source)
+    add_made_roles(made, method_class, run=config, roles=roles, adapter=adapter, latent_shape=latent_shape)
+    for handle in roles:
+        _describe_role(handle, config)
     method = method_class.build(run=config, roles=roles, adapter=adapter)
     check_method(method, method_spec(config, plugins))
-    latent_shape = resolve_latent_shape(config, adapter, loader, data_spec, latents_source)
     return Runtime(
         config=config,
         plugins=plugins,
@@ -161,12 +168,12 @@ def choose_device() -> torch.device:
 
 
 def build_family(config: RunConfig, plugins: Plugins, device: torch.device) -> Family:
-    """The run's family, with the shared parts taken from ``components_path`` or the first role."""
+    """The run's family, with the shared parts taken from ``components_path`` or the first role that has a path."""
     training = config.training
-    first_role = next(iter(config.roles.values()))
+    first_path = next(role.path for role in config.roles.values() if role.path)
     context = FamilyContext(
         config=config.pipeline_config,
-        components_path=config.pipeline_config.components_path or first_role.path,
+        components_path=config.pipeline_config.components_path or first_path,
         device=device,
         geometry=video_geometry(config),
         latent_frames=training.num_latent_t,
@@ -295,10 +302,14 @@ def _load_role(family: Family, name: str, config: RunConfig) -> RoleHandle:
     handle = family.load_role(name, config.roles[name])
     if handle.trainable and config.training.enable_gradient_checkpointing_type == "full":
         recompute_activations(family, handle)
+    return handle
+
+
+def _describe_role(handle: RoleHandle, config: RunConfig) -> None:
     parameters = sum(parameter.numel() for module in handle.modules.values() for parameter in module.parameters())
     state = "trained" if handle.trainable else "frozen"
-    logger.info("role %-8s %s  %s parameters, %s", name, config.roles[name].path, _human(parameters), state)
-    return handle
+    where = config.roles[handle.name].path or "made by the method"
+    logger.info("role %-8s %s  %s parameters, %s", handle.name, where, _human(parameters), state)
 
 
 def _human(count: int) -> str:

@@ -246,8 +246,8 @@ class RoleNeeds:
 class MovedKey:
     """An older spelling of a ``method_config`` key, accepted with a warning.
 
-    ``to`` is today's key. ``values`` translates old values (``{True: "simulate"}``); a value it does not list passes
-    unchanged.
+    ``to`` is today's key under ``method_config:``, or, with dots, one of a role: ``roles.critic.optimizer.learning_rate``,
+    ``roles.student.ema``. ``values`` translates old values (``{True: "simulate"}``); a value it does not list passes unchanged.
     """
 
     to: str
@@ -255,6 +255,8 @@ class MovedKey:
 
     def __post_init__(self) -> None:
         _check_word("MovedKey: to", self.to)
+        if "." in self.to and not re.fullmatch(r"roles(\.\w+){2,}", self.to):
+            raise ValueError(f"MovedKey: to must be a key of method_config or roles.ROLE.KEY, got {self.to!r}")
         if not isinstance(self.values, Mapping):
             raise TypeError(f"MovedKey: values must be a mapping, got {self.values!r}")
 

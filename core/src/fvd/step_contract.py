@@ -17,9 +17,14 @@ from fvd.specs import MethodSpec
 
 def check_role_names(method: type[Method], spec: MethodSpec) -> None:
     """Raise PluginError where a method's class and its descriptor, by which run files are checked, name different roles."""
-    if set(method.role_names) != set(spec.roles):
-        what = f"its role_names {sorted(method.role_names)} are not the descriptor's roles {sorted(spec.roles)}"
-        raise _error(_title(spec.name, method), what)
+    optional = set(spec.roles) - set(spec.required_roles)
+    for attribute, named, wanted in (
+        ("role_names", method.role_names, set(spec.required_roles)),
+        ("optional_role_names", method.optional_role_names, optional),
+    ):
+        if set(named) != wanted:
+            kind = "optional roles" if wanted is optional else "roles"
+            raise _error(_title(spec.name, method), f"its {attribute} {sorted(named)} are not the descriptor's {kind} {sorted(wanted)}")
 
 
 def check_method(method: Method, spec: MethodSpec) -> None:

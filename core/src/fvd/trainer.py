@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from fvd.accounting import PassHistory, describe_passes
+from fvd.accounting import Passes, PassHistory, describe_passes
 from fvd.console import progress
 from fvd.data.spec import RawBatch
 from fvd.errors import PluginError, mistake_in_code
@@ -92,7 +92,7 @@ class Trainer:
 
     def loop(self) -> None:
         training = self.runtime.config.training
-        if expected := self.runtime.config.method_config.expected_passes():
+        if expected := self.expected_passes():
             logger.info("expected a step, on average: %s", describe_passes(expected))
         with (
             contextlib.closing(iter(self.runtime.loader)) as batches,
@@ -180,12 +180,15 @@ class Trainer:
         self.pass_history.add(counted)
         return {f"passes/{role}_{kind}": count for role, each in counted.items() for kind, count in vars(each).items()}
 
+    def expected_passes(self) -> Mapping[str, Passes] | None:
+        return self.runtime.config.method_config.expected_passes(self.runtime.config)
+
     def compare_passes(self) -> None:
         """Say at the end what the networks did, and warn where the method expects something else."""
         if not self.pass_history.steps:
             return
         logger.info("counted a step, on average: %s", describe_passes(self.pass_history.mean()))
-        expected = self.runtime.config.method_config.expected_passes()
+        expected = self.expected_passes()
         if expected and (unexpected := self.pass_history.unexpected(expected)):
             logger.warning("by more than chance explains, other than expected: %s", ", ".join(unexpected))
 

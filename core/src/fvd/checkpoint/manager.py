@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from fvd.checkpoint.state import (
+    averaged_weights,
     lr_scheduler_states,
     module_tensors,
     restore_lr_schedulers,
@@ -28,6 +29,7 @@ from fvd.errors import CheckpointError, FvdError
 from fvd.files import folder_written_aside, remove_folder, remove_folder_leftovers, step_folder
 from fvd.plugins.lock import LOCK_FILE, Lock, read_lock
 from fvd.roles import RoleHandle, RoleManager
+from fvd.validation.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,18 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The effective run file that it was written under."""
         return self.description["config"]
+
+    @property
+    def averaged_roles(self) -> list[str]:
+        """The roles whose average (EMA) it holds."""
+        return self.description.get("ema", [])  # none before there were any
+
+    def updates(self, role: str) -> int:
+        """How often the role had moved."""
+        if "updates" in self.description:
+            return self.description["updates"][role]
+        schedules = self.description["lr_schedulers"][role].values()  # they tick with the role
+        return max((state["last_epoch"] for state in schedules), default=0)
 
     @property
     def lock(self) -> Lock | None:
@@ -121,13 +135,17 @@ class CheckpointManager:
         """Write everything that a resume needs. Raises CheckpointError when the disk refuses; then nothing is left
         behind and earlier checkpoints are untouched."""
         optimizer_keys = {handle.name: stepped_optimizers(handle) for handle in roles.trainable}
-        role_state = {handle.name: role_tensors(handle, optimizer_keys[handle.name]) for handle in roles.trainable}
+        role_state = {
+            handle.name: role_tensors(handle, optimizer_keys[handle.name], with_ema=True) for handle in roles.trainable
+        }
         tensors = {"roles": role_state, "method": method_state}
         description = {
             "format": FORMAT,
             "step": step,
             "optimizers": optimizer_keys,
             "lr_schedulers": lr_scheduler_states(roles),
+            "updates": {handle.name: handle.updates for handle in roles.trainable},
+            "ema": [handle.name for handle in roles.trainable if handle.ema],
             "loader": loader_state,
             "config": lock.run_file,
         }
@@ -148,13 +166,23 @@ class CheckpointManager:
         return self.path(step)
 
     def load(self, checkpoint: Checkpoint, roles: RoleManager, method: nn.Module) -> None:
-        """Fill modules, optimizers and LR schedulers of all trainable roles, and the method's own buffers, bit for bit."""
+        """Fill modules, optimizers, LR schedulers and averages of all trainable roles, and the method's own buffers, bit for
+        bit. An average that the checkpoint has not begins at its weights; one that the run does not keep is left aside."""
         keys = checkpoint.description["optimizers"]
-        role_state = {handle.name: role_tensors(handle, keys[handle.name]) for handle in roles.trainable}
+        role_state = {
+            handle.name: role_tensors(handle, keys[handle.name], with_ema=handle.name in checkpoint.averaged_roles)
+            for handle in roles.trainable
+        }
         tensors = {"roles": role_state, "method": method.state_dict()}
         _load_tensors(tensors, checkpoint.path)
         for handle in roles.trainable:
             restore_role(handle, role_state[handle.name])
+            handle.updates = checkpoint.updates(handle.name)
+            if handle.ema and handle.name not in checkpoint.averaged_roles:
+                handle.ema.restart()
+                logger.info(
+                    "the checkpoint has no average of %s: it begins at the weights of step %d", handle.name, checkpoint.step
+                )
         method.load_state_dict(tensors["method"])
         restore_lr_schedulers(roles, checkpoint.description["lr_schedulers"])
 
@@ -183,16 +211,31 @@ class CheckpointManager:
                     logger.warning("the old checkpoint %s could not be removed: %s", self.path(step), error)
 
 
-def load_role_weights(checkpoint: Checkpoint, handle: RoleHandle) -> None:
-    """Fill one role's modules, for sampling and export. Raises CheckpointError if the checkpoint has no such role."""
+def load_role_weights(checkpoint: Checkpoint, handle: RoleHandle, weights: Weights) -> None:
+    """Fill one role's modules, for sampling and export. Raises CheckpointError if the checkpoint has no such role, or no average
+    of it."""
     trained = checkpoint.description["optimizers"]
     if handle.name not in trained:
         raise CheckpointError(
             f"{checkpoint.path} holds no weights of role {handle.name}", cure=f"It holds: {', '.join(trained)}."
         )
     state = module_tensors(handle)
+    if weights == "ema" and handle.name not in checkpoint.averaged_roles:
+        raise CheckpointError(
+            f"{checkpoint.path} holds no average (EMA) of role {handle.name}",
+            cure=f"Take the weights as they were trained (raw); `roles.{handle.name}.ema` of a run file asks for an average.",
+        )
     _load_tensors({"roles": {handle.name: state}}, checkpoint.path)
     restore_modules(handle, state)
+    if weights == "ema":
+        average = averaged_weights(handle, _averaged_names(checkpoint, handle.name))
+        _load_tensors({"roles": {handle.name: average}}, checkpoint.path)
+
+
+def _averaged_names(checkpoint: Checkpoint, role: str) -> set[str]:
+    prefix = f"roles.{role}.ema."
+    stored = dcp.FileSystemReader(checkpoint.path / TENSORS).read_metadata().state_dict_metadata
+    return {name.removeprefix(prefix) for name in stored if name.startswith(prefix)}
 
 
 def _save_tensors(tensors: dict[str, Any], folder: Path) -> None:

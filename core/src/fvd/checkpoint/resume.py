@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from fvd.checkpoint.manager import Checkpoint, CheckpointManager, read_checkpoint
 from fvd.config.changes import changed_keys
 from fvd.config.models import RunConfig
+from fvd.config.optimization import IN_TRAINING
 from fvd.errors import CheckpointError
 from fvd.rundir import RunDirectory, with_absolute_paths
 
@@ -59,6 +61,9 @@ def _refuse_overwriting_steps(config: RunConfig, run_dir: RunDirectory) -> None:
 
 def _refuse_changes(stored: dict[str, Any], config: RunConfig, where: str) -> None:
     changes = changed_keys(_as_of_today(stored, config), with_absolute_paths(config.as_document()))
+    for name, key in IN_TRAINING.items():  # what every role says for itself decides nothing under training
+        if not any(re.fullmatch(rf"roles\.\w+\.optimizer\.{name}", changed) for changed in changes):
+            changes.pop(f"training.{key}", None)
     if any(key.startswith("recipe.") for key in changes):  # then everything differs, and this says why
         changes = {key: change for key, change in changes.items() if key.startswith("recipe.")}
     if changes:
@@ -75,8 +80,8 @@ def _as_of_today(stored: dict[str, Any], config: RunConfig) -> dict[str, Any]:
         return stored  # other plugins: their sections cannot be read with this run's models
     sections = {"training": config.training, "pipeline_config": config.pipeline_config, "method_config": config.method_config}
     try:
-        return stored | {
-            name: type(section).model_validate(stored[name]).model_dump(mode="json") for name, section in sections.items()
-        }
+        parsed = {name: type(section).model_validate(stored[name]) for name, section in sections.items()}
+        run = RunConfig.model_validate({"recipe": stored["recipe"], "roles": stored["roles"], **parsed})
     except ValidationError:
         return stored  # keys that are gone today: shown as changes
+    return stored | run.with_optimization_written_out().as_document() | {"plugins": stored["plugins"]}

@@ -1,7 +1,8 @@
-"""What a checkpoint holds: tensors (modules and optimizers of trainable roles) and a small JSON description."""
+"""What a checkpoint holds: tensors (modules, optimizers and averages of trainable roles) and a small JSON description."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -29,11 +30,13 @@ def module_tensors(handle: RoleHandle) -> dict[str, Any]:
     return {"modules": get_model_state_dict(_container(handle))}
 
 
-def role_tensors(handle: RoleHandle, optimizer_keys: list[str]) -> dict[str, Any]:
-    """Modules and the named optimizers of one role. For loading, this is also the template that is filled in place."""
+def role_tensors(handle: RoleHandle, optimizer_keys: list[str], *, with_ema: bool) -> dict[str, Any]:
+    """Modules and the named optimizers of one role, and its average. For loading, this is also the template that is filled in
+    place."""
     container = _container(handle)
     optimizers = {key: get_optimizer_state_dict(container, handle.optimizers[key]) for key in optimizer_keys}
-    return {**module_tensors(handle), "optimizers": optimizers}
+    average = {"ema": dict(handle.ema.tensors)} if handle.ema and with_ema else {}
+    return {**module_tensors(handle), "optimizers": optimizers, **average}
 
 
 def restore_modules(handle: RoleHandle, tensors: dict[str, Any]) -> None:
@@ -46,6 +49,11 @@ def restore_role(handle: RoleHandle, tensors: dict[str, Any]) -> None:
         set_optimizer_state_dict(container, handle.optimizers[key], optim_state_dict=state)
     # After the optimizers: filling their state may have run an (empty) step over the parameters.
     set_model_state_dict(container, tensors["modules"])
+
+
+def averaged_weights(handle: RoleHandle, names: Collection[str]) -> dict[str, Any]:
+    """The parameters of these names, themselves: where an average is loaded into a role that is not trained on."""
+    return {"ema": {name: p.detach() for name, p in _container(handle).named_parameters() if name in names}}
 
 
 def lr_scheduler_states(roles: RoleManager) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--to", dest="format", metavar="FORMAT", help="default: the first that the family has, such as diffusers"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
+    parser.add_argument("--weights", choices=("raw", "ema"), help="as trained, or averaged; default: ema where the run has it")
     parser.add_argument("--step", type=int, help="checkpoint to export; default: the latest")
     parser.set_defaults(execute=execute)
 
@@ -38,6 +39,7 @@ def execute(args: argparse.Namespace) -> int:
             f"family {run.family_spec.name} does not export to {chosen!r}", cure=f"It exports to: {', '.join(formats)}."
         )
     role = args.role or run.sampling_plan.role
-    export_role(run, role, args.out, chosen)
-    print(f"{args.out}: {role} of step {run.checkpoint.step} ({chosen})")
+    weights = run.weights_of(role, args.weights)
+    export_role(run, role, args.out, chosen, weights)
+    print(f"{args.out}: {role} of step {run.checkpoint.step}, {weights} weights ({chosen})")
     return 0

@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.mp4")
     parser.add_argument("--negative-prompt", help="default: the family's")
     parser.add_argument("--role", help="whose weights; default: the role that the method trains for use")
+    parser.add_argument("--weights", choices=("raw", "ema"), help="as trained, or averaged; default: ema where the run has it")
     parser.add_argument("--step", type=int, help="checkpoint to use; default: the latest")
     parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--sampler", metavar="KIND", help="ode, sde, …; default: what the method is made for")
@@ -82,7 +83,9 @@ def execute(args: argparse.Namespace) -> int:
     check_plan(plan, run.plugins, run.family_spec)
     steps = args.steps or plan.sampling_steps[0]
     guidance_scale = plan.guidance_scale if args.guidance_scale is None else args.guidance_scale
-    handle = run.load_role(args.role or plan.role)
+    role = args.role or plan.role
+    weights = run.weights_of(role, args.weights)
+    handle = run.load_role(role, weights)
     adapter = run.family.build_adapter(RoleManager([handle]))
     shape = _latent_shape(args, run, adapter)
     cond = adapter.encode_prompts([args.prompt])
@@ -99,7 +102,7 @@ def execute(args: argparse.Namespace) -> int:
         seeds=[args.seed],
     )
     write_video(args.out, adapter.decode(latents)[0], args.fps or run.config.training.validation_fps)
-    print(f"{args.out}: {handle.name} of step {run.checkpoint.step}, {kind}, {steps} steps, guidance {guidance_scale:g}")
+    print(f"{args.out}: {role} of step {run.checkpoint.step}, {weights} weights, {kind}, {steps} steps, guidance {guidance_scale:g}")
     return 0
 
 

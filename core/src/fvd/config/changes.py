@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,10 +19,18 @@ MAY_CHANGE = frozenset(
 """Keys that change no number of training (``max_train_steps`` does where the learning rate decays: a longer schedule)."""
 
 
+_EMA = re.compile(r"roles\.[^.]+\.ema(\..+)?")
+
+
+def may_change(key: str) -> bool:
+    """Whether a run can be continued with another value: an average of weights moves no weight."""
+    return key in MAY_CHANGE or _EMA.fullmatch(key) is not None
+
+
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ and matter, with both values."""
     before, after = flatten(old), flatten(new)
-    keys = [key for key in (*before, *(k for k in after if k not in before)) if key not in MAY_CHANGE]
+    keys = [key for key in (*before, *(k for k in after if k not in before)) if not may_change(key)]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel
 
@@ -48,10 +48,15 @@ def _model_at(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
     """The model of a nested section; the last one known where the path leads into something else."""
     for name in path:
         info = model.model_fields.get(name)
-        if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, BaseModel):
+        inner = [] if info is None else [it for it in (info.annotation, *get_args(info.annotation)) if _is_model(it)]
+        if not inner:
             return model
-        model = info.annotation
+        model = inner[0]
     return model
+
+
+def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _description(model: type[BaseModel], field_path: tuple[str, ...]) -> str:

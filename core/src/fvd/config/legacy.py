@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from fvd.config.yaml_lines import Document
+from fvd.config.yaml_lines import Document, KeyPath
 from fvd.errors import Problem, Severity
 from fvd.specs import MethodSpec, MovedKey
 
@@ -19,7 +19,7 @@ NO_EFFECT: dict[str, str] = {
     **dict.fromkeys(("num_gpus", "tp_size", "sp_size", "hsdp_replicate_dim", "hsdp_shard_dim", "dist_timeout"), _ONE_PROCESS),
     **dict.fromkeys(("fsdp_sharding_startegy", "fsdp_sharding_strategy", "train_sp_batch_size"), _ONE_PROCESS),
     **dict.fromkeys(("VSA_sparsity", "VSA_decay_rate", "VSA_decay_interval_steps"), "sparse attention is " + _NOT_YET),
-    **dict.fromkeys(("use_ema", "ema_decay", "ema_start_step"), "EMA is " + _NOT_YET),
+    **dict.fromkeys(("use_ema", "ema_decay", "ema_start_step"), "an EMA is asked for in roles.<role>.ema"),
     **dict.fromkeys(("log_visualization", "visualization_steps", "profiler"), _NOT_YET),
     "weight_only_checkpointing_steps": "checkpoints hold everything; `fvd export` writes weights alone",
     "num_train_epochs": "a run's length is training.max_train_steps",
@@ -125,17 +125,34 @@ class _Migration:
         for section in ("training", "method_config"):
             for key, moved in method.moved_keys.items():
                 if key in _mapping(self.document.data.get(section)) and (section, key) != ("method_config", moved.to):
-                    self.move_to_method(section, key, moved)
+                    self.move(section, key, moved)
 
-    def move_to_method(self, section: str, key: str, moved: MovedKey) -> None:
-        value = self.document.data[section].pop(key)
-        target = self.section("method_config")
-        if moved.to in target:
-            self.report((section, key), f"has no effect: method_config.{moved.to} is given too and wins")
+    def move(self, section: str, key: str, moved: MovedKey) -> None:
+        value = _translate(self.document.data[section].pop(key), moved.values)
+        path = tuple(moved.to.split(".")) if "." in moved.to else ("method_config", moved.to)
+        in_the_way = self.put(path, value)
+        if in_the_way:
+            self.report((section, key), f"has no effect: {in_the_way}")
             return
-        target[moved.to] = _translate(value, moved.values)
-        self.document.places[("method_config", moved.to)] = self.document.locate((section, key), self.file)
-        self.report((section, key), f"is accepted, but its place is method_config.{moved.to}")
+        self.document.places[path] = self.document.locate((section, key), self.file)
+        self.report((section, key), f"is accepted, but its place is {'.'.join(path)}")
+
+    def put(self, path: KeyPath, value: object) -> str:
+        """Set the key at ``path``, whose sections are made where they are not there; answers what stands in the way. ``true``
+        in the place of a section is that section with its defaults."""
+        if path[0] == "roles" and path[1] not in _mapping(self.document.data.get("roles")):
+            return f"the file names no role {path[1]}"
+        section = self.document.data
+        for depth, name in enumerate(path[:-1], start=1):
+            if section.get(name) in (None, True):
+                section[name] = {}
+            if not isinstance(section[name], dict):
+                return f"{'.'.join(path[:depth])} is {str(section[name]).lower()}"
+            section = section[name]
+        if path[-1] in section:
+            return f"{'.'.join(path)} is given too and wins"
+        section[path[-1]] = value
+        return ""
 
     def training(self, known: Collection[str]) -> None:
         training = _mapping(self.document.data.get("training"))

@@ -118,6 +118,7 @@ class _Reader:
         family, method = self.find_named("family"), self.find_named("method")
         self.problems += legacy.migrate(self.document, self.file, method, set(TrainingConfig.model_fields))
         roles = self.parse_roles()
+        self.check_paths_are_given(method, roles)
         families = self.role_families(family, roles)
         training = self.parse(TrainingConfig, ("training",))
         self.check_data_is_named(family)
@@ -215,6 +216,14 @@ class _Reader:
             return {}
         parsed = {role: self.parse(RoleConfig, ("roles", str(role))) for role in given}
         return {role: config for role, config in parsed.items() if config is not None}
+
+    def check_paths_are_given(self, method: MethodSpec | None, roles: dict[str, RoleConfig]) -> None:
+        """Every role is loaded from somewhere, but those that the method makes."""
+        for name, role in roles.items():
+            needs = method.roles.get(name) if method else None
+            if not role.path and not (needs and needs.made_by_method):
+                cure = "path: a local folder in diffusers format, or a hub id."
+                self.report(("roles", name, "path"), "is required and not given", cure=cure)
 
     def role_families(self, recipe_family: FamilySpec | None, roles: dict[str, RoleConfig]) -> dict[str, FamilySpec]:
         found = {}

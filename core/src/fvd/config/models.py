@@ -81,9 +81,9 @@ class MethodConfig(StrictModel):
         """The optimizer and EMA that are right for ``role`` where the run file is silent (`fvd.config.optimization`)."""
         return RoleDefaults()
 
-    def expected_passes(self) -> Mapping[str, Passes] | None:
-        """What each role's network does in a step, on average: compared at the end of a run with what was counted. None: the
-        method does not say."""
+    def expected_passes(self, run: RunConfig) -> Mapping[str, Passes] | None:
+        """What each role's network does in a step of ``run``, on average, a micro-batch: compared at the end of a run with what
+        was counted. None: the method does not say."""
         return None
 
 

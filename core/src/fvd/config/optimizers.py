@@ -30,18 +30,17 @@ def is_eight_bit(name: str) -> bool:
 
 def check_optimization(ctx: CheckContext) -> Iterator[Problem]:
     """Every finding about ``roles.<role>.optimizer``, ``roles.<role>.ema`` and their keys under ``training:``."""
-    trained = {
-        name: role for name, role in ctx.run.roles.items() if name in ctx.method.roles and ctx.method.roles[name].trainable
-    }
-    for name, role in ctx.run.roles.items():
-        if name in trained or name not in ctx.method.roles:
+    known = {name: role for name, role in ctx.run.roles.items() if name in ctx.method.roles}
+    trained = {name: role for name, role in known.items() if ctx.method.roles[name].trainable}
+    for name, role in known.items():
+        if name in trained:
             continue
         for key, is_given in (("optimizer", role.optimizer is not None), ("ema", role.ema not in (None, False))):
             if is_given:
                 yield ctx.problem(f"roles.{name}.{key}", f"the {name} is frozen: its weights do not move", cure="Remove it.")
     for key in dict.fromkeys(_name_key(ctx, name) for name in trained):
-        role = next(name for name in trained if _name_key(ctx, name) == key)
-        yield from _check_name(ctx, key, ctx.run.optimizer_of(role).name)
+        who = next(name for name in trained if _name_key(ctx, name) == key)
+        yield from _check_name(ctx, key, ctx.run.optimizer_of(who).name)
     for name, role in trained.items():
         yield from _check_settings(ctx, name, role)
     yield from _check_settings_for_all(ctx, trained)

@@ -18,7 +18,7 @@ from fvd.config.models import PluginsConfig, Recipe, RoleConfig, TrainingConfig
 from fvd.errors import PluginError
 from fvd.plugins import Plugins
 from fvd.plugins.faults import describe
-from fvd.specs import FamilySpec, MethodSpec, SamplerSpec, Spec
+from fvd.specs import FamilySpec, MethodSpec, RoleNeeds, SamplerSpec, Spec
 
 Schema = dict[str, Any]
 
@@ -98,13 +98,22 @@ def _condition(plugins: Plugins, name: str, spec: Spec, section: str, reference:
     then: Schema = {"properties": properties, "required": [section] if is_needed else []}
     if isinstance(spec, MethodSpec):
         about = {
-            role: {"description": f"{'Trained' if needs.trainable else 'Frozen'}.", "$ref": "#/$defs/role"}
-            for role, needs in spec.roles.items()
+            role: {"description": _about_role(needs), "$ref": "#/$defs/role"} for role, needs in spec.roles.items()
         }
-        properties["roles"] = {"properties": about, "required": list(spec.roles), "additionalProperties": False}
+        properties["roles"] = {"properties": about, "required": list(spec.required_roles), "additionalProperties": False}
     others = [other for other in plugins.names(spec.kind) if other.rpartition(":")[2] == name and other != name]
     recipe = {"properties": {spec.kind: {"pattern": _spelling(name, others)}}, "required": [spec.kind]}
     return {"if": {"properties": {"recipe": recipe}, "required": ["recipe"]}, "then": then}
+
+
+def _about_role(needs: RoleNeeds) -> str:
+    """``Trained. Optional. The method makes it: it has no path.``"""
+    parts = [
+        "Trained." if needs.trainable else "Frozen.",
+        "Optional." if needs.optional else "",
+        "The method makes it: it has no path." if needs.made_by_method else "",
+    ]
+    return " ".join(part for part in parts if part)
 
 
 def _spelling(name: str, others: Sequence[str] = ()) -> str:

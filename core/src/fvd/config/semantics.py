@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fvd.config.check import CheckContext
+from fvd.config.optimizers import check_optimization
 from fvd.errors import PluginError, Problem, Severity, did_you_mean
 from fvd.plugins import Plugins
 from fvd.plugins.fit import missing_primitives
@@ -20,6 +21,7 @@ def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     """Every finding of core about ``ctx.run``."""
     return [
         *_roles(ctx),
+        *check_optimization(ctx),
         *_latent_space(ctx),
         *_primitives(ctx),
         *_sampler(ctx, plugins),
@@ -42,6 +44,9 @@ def _roles(ctx: CheckContext) -> list[Problem]:
             hint = did_you_mean(name, ctx.method.roles)
             message = f"method {ctx.method.name} has no role {name!r}{hint}"
             problems.append(ctx.problem(f"roles.{name}", message, cure=f"Its roles: {', '.join(ctx.method.roles)}."))
+        elif needs.made_by_method and role.path:
+            message = f"the role {name} is made by the method {ctx.method.name}, it has no path"
+            problems.append(ctx.problem(f"roles.{name}.path", message, cure="Remove it; its weights are in the run's checkpoints."))
         elif role.trainable is not None and role.trainable != needs.trainable:
             wanted = "trained" if needs.trainable else "frozen"
             said = str(role.trainable).lower()
@@ -64,7 +69,7 @@ def _latent_space(ctx: CheckContext) -> list[Problem]:
 def _primitives(ctx: CheckContext) -> list[Problem]:
     """``needs ⊆ provides``, from descriptors alone."""
     family = next(iter(ctx.families.values()))
-    missing = dict(missing_primitives(ctx.method, family))
+    missing = dict(missing_primitives(ctx.method, family, ctx.run.roles))
     if ctx.run.training.log_validation and not frozenset(family.provides) >= SAMPLING_PRIMITIVES:
         missing["validation"] = SAMPLING_PRIMITIVES - frozenset(family.provides)
     cure = "`fvd plugins matrix` shows which methods run on which families."
@@ -226,17 +231,19 @@ def missing_roles(
 ) -> list[Problem]:
     """One problem for each role that the method needs and the file does not name."""
     problems = []
-    for role, needs in method.roles.items():
+    for role in method.required_roles:
+        needs = method.roles[role]
         if role not in given:
             file, line = locate(("roles",))
             kind = "trained" if needs.trainable else "frozen"
+            written = "{}" if needs.made_by_method else "{path: FOLDER_OR_HUB_ID}"
             problems.append(
                 Problem(
                     message=f"method {method.name} needs the role {role!r}{did_you_mean(role, given)}",
                     key="roles",
                     file=file,
                     line=line,
-                    cure=f"Add under roles:  {role}: {{path: FOLDER_OR_HUB_ID}}  ({kind})",
+                    cure=f"Add under roles:  {role}: {written}  ({kind})",
                 )
             )
     return problems

@@ -61,7 +61,11 @@ class ParquetDataset:
         chunk = self._chunks[index]
         with _opened(chunk) as file:
             named = "id" in file.schema_arrow.names
-            ids = file.read_row_group(chunk.index, columns=["id"])["id"].to_pylist() if named else [None] * self.chunk_sizes[index]
+            ids = (
+                file.read_row_group(chunk.index, columns=["id"])["id"].to_pylist()
+                if named
+                else [None] * self.chunk_sizes[index]
+            )
         return [str(id or f"{chunk.path.name}/{chunk.index}/{row}") for row, id in enumerate(ids)]
 
     def read_chunk(self, index: int) -> list[Sample]:

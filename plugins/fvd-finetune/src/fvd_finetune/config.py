@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import NonNegativeFloat
 
 import fvd
+from fvd.accounting import Passes
 
 TimestepDensity = Literal["uniform", "logit_normal", "mode"]
 
@@ -24,3 +26,7 @@ class FinetuneConfig(fvd.MethodConfig):
     """mode: 0 is uniform; positive favours the middle, negative the ends."""
     attn_kind: Literal["dense", "vsa"] = "dense"
     """Kind of attention of the student; dense where the family has no other."""
+
+    def expected_passes(self, run: fvd.RunConfig) -> Mapping[str, Passes]:
+        """One forward with gradient a sample."""
+        return {"student": Passes(forwards=1, backwards=1)}

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from torch.nn import functional
+from torch import Tensor
 
 import fvd
+from fvd.losses import squared_error
+from fvd.timesteps import logit_normal, mode
 from fvd_finetune.config import FinetuneConfig
-from fvd_finetune.densities import sample_u
 
 
 class FinetuneMethod(fvd.Method):
@@ -31,15 +32,32 @@ class FinetuneMethod(fvd.Method):
         self.attn_kind = adapter.supported_attn_kind(self.config.attn_kind)
 
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
-        """Yields one loss, ``loss``, with the mean noise level t / N as metric ``sigma``."""
-        prepared = self.adapter.prepare_batch(batch, latents_source=self.latents_source(self.run))
-        x0, steps = prepared.latents, self.adapter.num_train_timesteps
+        """Yields one loss, ``loss``, with the mean noise level t / N as metric ``sigma`` and the loss of each timestep bin."""
+        prepared, steps = self.adapter.prepare_batch(batch, latents_source="data"), self.adapter.num_train_timesteps
 
-        t = self.adapter.shift_and_clamp_timestep(steps * (1 - sample_u(self.config, rng)))
-        noise = rng.randn_like(x0)
-        x_t = self.adapter.add_noise(x0, noise, t)
+        t = self.adapter.shift_and_clamp_timestep(steps * (1 - self.sample_u(rng)))
+        noise = rng.randn_like(prepared.latents)
+        losses = self.regression(prepared, t, noise)
 
-        prediction = self.student.predict(x_t, t, prepared.cond, attn_kind=self.attn_kind)
-        target = self.adapter.training_target(x0, noise, t)
-        value = functional.mse_loss(prediction.float(), target.float())
-        yield fvd.Loss("loss", value, role="student", metrics={"sigma": t.mean() / steps})
+        metrics = {"sigma": t.mean() / steps, **fvd.per_bin("loss", losses, t, steps)}
+        yield fvd.Loss("loss", losses.mean(), role="student", metrics=metrics)
+
+    def sample_u(self, rng: fvd.StepRandom) -> Tensor:
+        """u [B] in [0, 1], one draw a sample; large u is low noise."""
+        match self.config.timestep_density:
+            case "uniform":
+                return rng.rand()
+            case "logit_normal":
+                return logit_normal(rng.randn(), self.config.logit_mean, self.config.logit_std)
+            case "mode":
+                return mode(rng.rand(), self.config.mode_scale)
+
+    def regression(self, batch: fvd.Batch, t: Tensor, noise: Tensor) -> Tensor:
+        """The squared error of each sample, [B]."""
+        x_t = self.adapter.add_noise(batch.latents, noise, t)
+        prediction = self.student.predict(x_t, t, batch.cond, attn_kind=self.attn_kind)
+        return squared_error(prediction, self.adapter.training_target(batch.latents, noise, t))
+
+    def held_out_loss(self, batch: fvd.Batch, t: Tensor, noise: Tensor) -> Tensor:
+        """What it is trained on."""
+        return self.regression(batch, t, noise)

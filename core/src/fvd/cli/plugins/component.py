@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fvd.cli.plugins.output import labelled, words
 from fvd.errors import PluginError
 from fvd.plugins.fit import describe_fit
-from fvd.specs import DatasetKindSpec, FamilySpec, MethodSpec, SamplerSpec, Spec
+from fvd.specs import DatasetKindSpec, FamilySpec, MethodSpec, RoleNeeds, SamplerSpec, Spec
 
 if TYPE_CHECKING:
     from fvd.config.document import Key
@@ -63,8 +63,7 @@ def _rows(plugins: Plugins, spec: Spec) -> list[tuple[str, str]]:
             ]
         case MethodSpec():
             roles = [
-                ("role", f"{role}, {'trained' if it.trainable else 'frozen'}, needs {words(it.needs)}")
-                for role, it in spec.roles.items()
+                ("role", f"{', '.join([role, *_said_of(it)])}, needs {words(it.needs)}") for role, it in spec.roles.items()
             ]
             families = [("family", f"{label}: {describe_fit(spec, it)}") for label, it in labelled(plugins, FamilySpec)]
             return [("config", spec.config), ("needs", words(spec.needs)), *roles, *families]
@@ -80,6 +79,12 @@ def _rows(plugins: Plugins, spec: Spec) -> list[tuple[str, str]]:
         case DatasetKindSpec():
             return [("data", "reads training.data_path" if spec.reads_folders else "makes its own; no training.data_path")]
     return []
+
+
+def _said_of(role: RoleNeeds) -> list[str]:
+    """``trained``, ``optional``, ``made by the method``."""
+    said = {"optional": role.optional, "made by the method": role.made_by_method}
+    return ["trained" if role.trainable else "frozen", *(word for word, holds in said.items() if holds)]
 
 
 def describe_component(plugins: Plugins, spec: Spec) -> dict[str, object]:
@@ -108,7 +113,15 @@ def describe_component(plugins: Plugins, spec: Spec) -> dict[str, object]:
             about |= {
                 "config": spec.config,
                 "needs": sorted(spec.needs),
-                "roles": {role: {"trainable": it.trainable, "needs": sorted(it.needs)} for role, it in spec.roles.items()},
+                "roles": {
+                    role: {
+                        "trainable": it.trainable,
+                        "needs": sorted(it.needs),
+                        "optional": it.optional,
+                        "made_by_method": it.made_by_method,
+                    }
+                    for role, it in spec.roles.items()
+                },
                 "families": {label: describe_fit(spec, family) for label, family in labelled(plugins, FamilySpec)},
             }
         case SamplerSpec():

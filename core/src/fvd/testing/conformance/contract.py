@@ -51,8 +51,10 @@ def loads(subject: Subject) -> None:
         tiny = import_target(subject.record, f"the tiny model of {subject.label}", subject.spec.tiny)
         require(callable(tiny), f"tiny = {subject.spec.tiny} must be a function, it is {_kind_of(tiny)}")
     if isinstance(subject.spec, MethodSpec):
-        names, roles = sorted(target.role_names), sorted(subject.spec.roles)
+        names, roles = sorted(target.role_names), sorted(subject.spec.required_roles)
         require(names == roles, f"its role_names are {names}, and its descriptor's roles {roles}")
+        names, roles = sorted(target.optional_role_names), sorted(set(subject.spec.roles) - set(roles))
+        require(names == roles, f"its optional_role_names are {names}, and its descriptor's optional roles {roles}")
 
 
 def _kind_of(target: object) -> str:
@@ -120,7 +122,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 METHODS = {
     "family": ("__init__", "load_role", "build_adapter", "data_spec", "build_encoders", "shard_units", "export"),
     "method": (
-        "build", "optimizer_specs", "single_train_step", "roles_to_update", "latents_source", "sampling_plan", "on_train_start",
+        "build", "build_roles", "optimizer_specs", "single_train_step", "roles_to_update", "latents_source", "sampling_plan", "on_train_start",
         "on_step_end", "validation_request",
     ),
     "validator": ("__init__", "on_train_start", "log_validation"),

@@ -36,7 +36,7 @@ def features(subject: Subject) -> None:
     backwards = _features(bench, view, bench.noise(), layers[::-1])
     for feature, again in zip(found, backwards[::-1], strict=True):
         require_close(again, feature, "features must come in the order of `layers`")
-    _check_refusal(bench, view, len(widths))
+    _check_refusal(bench, frozen, len(widths))
     _check_forward(bench, view, layers, found)
     _check_gradient(bench, frozen, layers)
 
@@ -46,9 +46,10 @@ def _features(bench: FamilyBench, view: RoleView, x_t: Tensor, layers: list[int]
     return view.features(x_t, bench.t(0.3, 0.8), bench.batch.cond, layers=layers)
 
 
-def _check_refusal(bench: FamilyBench, view: RoleView, blocks: int) -> None:
+@torch.no_grad()
+def _check_refusal(bench: FamilyBench, handle: RoleHandle, blocks: int) -> None:
     try:
-        _features(bench, view, bench.noise(), [blocks])
+        bench.adapter.features(handle, bench.noise(), bench.t(0.5), bench.batch.cond, layers=[blocks])
     except FvdError:
         return
     require(False, f"features of layer {blocks} of {blocks} blocks must be refused with a FvdError")

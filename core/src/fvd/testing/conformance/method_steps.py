@@ -70,8 +70,13 @@ def calls_what_it_declares(bench: MethodBench) -> str | None:
 
 def _allowed(spec: MethodSpec, role: str) -> frozenset[str]:
     """What may be called on a role. On the adapter itself, and on a handle that the method has made (an average of a
-    role's weights), what any role needs counts: all are of one family."""
-    named = [needs for name, needs in spec.roles.items() if role in (name, "") or role not in spec.roles]
+    role's weights), what any role needs counts: all are of one family. What is needed for the sake of a role that the method
+    makes may be called on all."""
+    named = [
+        needs
+        for name, needs in spec.roles.items()
+        if role in (name, "") or role not in spec.roles or needs.made_by_method
+    ]
     return frozenset(spec.needs).union(*(needs.needs for needs in named))
 
 

@@ -129,7 +129,7 @@ CHECKS: tuple[Check, ...] = (
         "its scheduler means what its network predicts",
         needs=("B104", "B112"),
     ),
-    _behaviour("B120", "family_features:features", "features are of the forward that predicts", needs=_DATA),
+    _behaviour("B120", "family_features:features", "features are of the forward that predicts", needs=("B106", "B107")),
     _behaviour("B201", "method_build:builds", "builds from its example"),
     _behaviour("B202", "method_steps:steps_are_finite", "trains: losses are finite, weights move", needs=_STEPS),
     _behaviour("B203", "method_steps:calls_what_it_declares", "calls only primitives that it declares", needs=_STEPS),

@@ -1,0 +1,123 @@
+"""Each preset against an independent implementation of its system: losses and every parameter's gradient.
+
+The cross test puts one convention of another system into a system's reference, and must then see a difference: a preset that
+is right by accident, or a comparison that sees nothing, fails there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from reference_systems import SYSTEMS, Expected, FlowMatching, NoisePrediction, Replay, Setting, System, Text, step
+from small_video import LATENT_SHAPE, NEGATIVE_PROMPT, SmallVideoAdapter, SmallVideoConditioning, small_raw_batch, small_roles, small_run
+from torch import Tensor
+
+from fvd import RoleHandle, RoleManager
+from fvd.diffusion import DiffusionAdapter, DiffusionSchedule
+from fvd.losses import matching_gradient
+from fvd.testing.steps import step_random
+from fvd_dmd2.config import DMD2Config
+from fvd_dmd2.method import DMD2Method
+
+FLOW_SHIFTS = {"dmd2": 3.0, "causvid": 3.0, "self_forcing": 5.0, "fastgen": 3.0, "fastvideo": 8.0}
+"""Self-Forcing and FastVideo read theirs from the pipeline; the others' presets bring their own and must not look at it."""
+INTERVAL = 5
+TOLERANCE = 1e-6
+CONVENTIONS = [field.name for field in fields(System)]
+
+
+class SmallNoiseAdapter(DiffusionAdapter):
+    """The small networks read as noise predictions, under Stable Diffusion's schedule."""
+
+    joins_conditioning = True
+    prepare_batch = SmallVideoAdapter.prepare_batch
+    ensure_negative_conditioning = SmallVideoAdapter.ensure_negative_conditioning
+    encode_prompts = SmallVideoAdapter.encode_prompts
+    zero_conditioning = SmallVideoAdapter.zero_conditioning
+    join_conditioning = SmallVideoAdapter.join_conditioning
+
+    def __init__(self, *, flow_shift: float) -> None:
+        SmallVideoAdapter.__init__(self, flow_shift=flow_shift)
+        self.schedule = DiffusionSchedule.of(sd_scheduler())
+
+    def predict(
+        self, handle: RoleHandle, x_t: Tensor, t: Tensor, cond: SmallVideoConditioning, *, attn_kind: str = "dense"
+    ) -> Tensor:
+        prediction: Tensor = handle.modules["transformer"](x_t.float(), t / 1000, cond.embeddings, cond.mask)
+        return prediction
+
+
+def sd_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+
+
+def three_roles() -> RoleManager:
+    return small_roles({"student": True, "teacher": False, "critic": True}, seed=7)
+
+
+def reference(
+    system: System, name: str, iteration: int, *, batch_size: int, predicts_noise: bool = False
+) -> dict[str, Expected]:
+    raw = small_raw_batch(batch_size, seed=3)
+    negative = SmallVideoAdapter().encode_prompts([NEGATIVE_PROMPT])
+    setting = Setting(
+        {handle.name: handle.modules["transformer"] for handle in three_roles()},
+        raw.tensors["vae_latent"],
+        Text(raw.tensors["text_embedding"], raw.tensors["text_embedding_mask"]),
+        Text(negative.embeddings.expand(batch_size, -1, -1), negative.mask.expand(batch_size, -1)),
+        NoisePrediction(sd_scheduler().alphas_cumprod) if predicts_noise else FlowMatching(),
+        FLOW_SHIFTS[name],
+    )
+    return step(
+        system, setting, Replay(step_random(iteration, batch_size), LATENT_SHAPE), student_is_due=iteration % INTERVAL == 0
+    )
+
+
+def ours(name: str, iteration: int, *, batch_size: int, predicts_noise: bool = False) -> dict[str, Expected]:
+    """One step of the method with nothing but ``preset`` in its settings."""
+    roles, shift = three_roles(), FLOW_SHIFTS[name]
+    adapter = (SmallNoiseAdapter if predicts_noise else SmallVideoAdapter)(flow_shift=shift)
+    run = small_run(roles, DMD2Config.model_validate({"preset": name}), flow_shift=shift)
+    method = DMD2Method.build(run=run, roles=roles, adapter=adapter)
+    method.on_train_start()
+    found = {}
+    raw = small_raw_batch(batch_size, seed=3)
+    for loss in method.single_train_step(raw, iteration, rng=step_random(iteration, batch_size)):
+        loss.value.backward()
+        found[loss.role] = loss.value.detach()
+    parameters = {role: list(roles[role].modules["transformer"].parameters()) for role in ("student", "critic")}
+    for role in {"student", "critic"} - set(found):
+        assert all(parameter.grad is None for parameter in parameters[role])
+    return {role: Expected(value, [parameter.grad for parameter in parameters[role]]) for role, value in found.items()}
+
+
+def relative(found: list[Tensor], wanted: list[Tensor]) -> float:
+    flat_found, flat_wanted = (torch.cat([t.double().flatten() for t in tensors]) for tensors in (found, wanted))
+    return float((flat_found - flat_wanted).norm() / flat_wanted.norm())
+
+
+def difference(found: dict[str, Expected], wanted: dict[str, Expected]) -> float:
+    """The largest relative difference of a loss or of a role's gradient; infinite where different roles are trained."""
+    if set(found) != set(wanted):
+        return float("inf")
+    pairs = [(found[role], wanted[role]) for role in wanted]
+    return max(max(relative([f.loss], [w.loss]), relative(f.grad, w.grad)) for f, w in pairs)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_preset_is_its_system(name, batch_size):
+    for iteration in (4, 5, 10, 15, 20):
+        found = ours(name, iteration, batch_size=batch_size)
+        wanted = reference(SYSTEMS[name], name, iteration, batch_size=batch_size)
+        assert difference(found, wanted) < TOLERANCE, iteration
+
+
+@pytest.mark.parametrize("iteration", [4, 5, 10, 15, 20])
+def test_preset_dmd2_is_its_system_on_networks_that_predict_noise(iteration):
+    found = ours("dmd2", iteration, batch_size=3, predicts_noise=True)
+    wanted = reference(SYSTEMS["dmd2"], "dmd2", iteration, batch_size=3, predicts_noise=True)
+    assert difference(found, wanted) < TOLERANCE
