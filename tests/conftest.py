@@ -105,13 +105,12 @@ def run_documents(tiny_wan, prepared_clips, tmp_path_factory) -> dict[str, dict[
         },
         "dmd2": {
             "recipe": {"family": "wan", "method": "dmd2"},
-            "roles": {"student": role, "teacher": role, "critic": role},
+            "roles": {"student": role, "teacher": role, "critic": {**role, "optimizer": {"learning_rate": 1e-3}}},
             "training": training,
             "method_config": {
                 "dmd_denoising_steps": [1000, 750, 500, 250],
                 "generator_update_interval": 2,
                 "real_score_guidance_scale": 2.0,
-                "critic_learning_rate": 1e-3,
             },
         },
     }

@@ -290,12 +290,12 @@ def test_old_keys_move_with_a_warning(tmp_path):
     )
     loaded = load(tmp_path, text)
     method = loaded.require().method_config
-    assert method.critic_learning_rate == 8e-6
-    assert method.critic_betas == (0.0, 0.999)
+    critic = loaded.require().optimizer_of("critic")
+    assert (critic.learning_rate, critic.betas) == (8e-6, (0.0, 0.999))
     assert method.min_timestep_ratio == 0.05
     assert method.rollout_mode == "simulate"
     warnings = {problem.key: problem.message for problem in loaded.problems if problem.severity == "warning"}
-    assert "method_config.critic_learning_rate" in warnings["training.fake_score_learning_rate"]
+    assert "roles.critic.optimizer.learning_rate" in warnings["training.fake_score_learning_rate"]
     for key in ("num_gpus", "train_sp_batch_size", "VSA_sparsity"):
         assert "no effect" in warnings[f"training.{key}"]
 

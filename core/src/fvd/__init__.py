@@ -41,6 +41,9 @@ _EXPORTS = {
     "HealthRule": "fvd.health",
     # needs pydantic
     "CheckContext": "fvd.config.check",
+    "EmaConfig": "fvd.config.optimization",
+    "OptimizerConfig": "fvd.config.optimization",
+    "RoleDefaults": "fvd.config.optimization",
     "MethodConfig": "fvd.config.models",
     "SamplingLadder": "fvd.config.models",
     "PipelineConfig": "fvd.config.models",
@@ -124,6 +127,9 @@ if TYPE_CHECKING:
     from fvd.config.models import RoleConfig as RoleConfig
     from fvd.config.models import RunConfig as RunConfig
     from fvd.config.models import TrainingConfig as TrainingConfig
+    from fvd.config.optimization import EmaConfig as EmaConfig
+    from fvd.config.optimization import OptimizerConfig as OptimizerConfig
+    from fvd.config.optimization import RoleDefaults as RoleDefaults
     from fvd.data.spec import DataSpec as DataSpec
     from fvd.data.spec import FieldSpec as FieldSpec
     from fvd.data.spec import RawBatch as RawBatch

@@ -63,6 +63,13 @@ class TrainedRun:
         if name not in self.config.roles:
             hint = did_you_mean(name, self.config.roles)
             raise FvdError(f"this run has no role {name!r}{hint}", cure=f"Its roles: {', '.join(self.config.roles)}.")
+        if not self.config.roles[name].path:
+            loaded = [role for role, config in self.config.roles.items() if config.path]
+            raise FvdError(
+                f"the role {name!r} is made by the method {self.config.recipe.method}: it is no model of the family, and can "
+                "neither be sampled nor exported",
+                cure=f"Roles that can: {', '.join(loaded)}.",
+            )
         frozen = self.config.roles[name].model_copy(update={"trainable": False})
         handle = self.family.load_role(name, frozen)
         if self.config.roles[name].trainable:

@@ -130,8 +130,8 @@ def build_runtime(plan: RunPlan) -> Runtime:
     adapter = family.build_adapter(roles)
     latent_shape = resolve_latent_shape(config, adapter, loader, data_spec, latents_source)
     add_made_roles(made, method_class, run=config, roles=roles, adapter=adapter, latent_shape=latent_shape)
-    for handle in roles:
-        _describe_role(handle, config)
+    for name in made:
+        _describe_role(roles[name], config)
     method = method_class.build(run=config, roles=roles, adapter=adapter)
     check_method(method, method_spec(config, plugins))
     return Runtime(
@@ -302,6 +302,7 @@ def _load_role(family: Family, name: str, config: RunConfig) -> RoleHandle:
     handle = family.load_role(name, config.roles[name])
     if handle.trainable and config.training.enable_gradient_checkpointing_type == "full":
         recompute_activations(family, handle)
+    _describe_role(handle, config)
     return handle
 
 

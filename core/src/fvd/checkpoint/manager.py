@@ -212,8 +212,8 @@ class CheckpointManager:
 
 
 def load_role_weights(checkpoint: Checkpoint, handle: RoleHandle, weights: Weights) -> None:
-    """Fill one role's modules, for sampling and export. Raises CheckpointError if the checkpoint has no such role, or no average
-    of it."""
+    """Fill one role's modules, for sampling and export. Raises CheckpointError if the checkpoint has no such role, or no
+    average of it."""
     trained = checkpoint.description["optimizers"]
     if handle.name not in trained:
         raise CheckpointError(

@@ -102,7 +102,8 @@ def execute(args: argparse.Namespace) -> int:
         seeds=[args.seed],
     )
     write_video(args.out, adapter.decode(latents)[0], args.fps or run.config.training.validation_fps)
-    print(f"{args.out}: {role} of step {run.checkpoint.step}, {weights} weights, {kind}, {steps} steps, guidance {guidance_scale:g}")
+    how = f"{kind}, {steps} steps, guidance {guidance_scale:g}"
+    print(f"{args.out}: {role} of step {run.checkpoint.step}, {weights} weights, {how}")
     return 0
 
 

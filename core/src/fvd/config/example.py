@@ -10,8 +10,11 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from fvd.config.document import Key, keys_of, yaml_text
-from fvd.config.models import TrainingConfig
+from fvd.config.models import PipelineConfig, Recipe, RoleConfig, RunConfig, TrainingConfig
+from fvd.config.optimization import EmaConfig
 from fvd.errors import PluginError
 from fvd.plugins import Plugins
 from fvd.plugins.discovery import CORE_DISTRIBUTION, LOCAL
@@ -22,6 +25,7 @@ AnySpec = TypeVar("AnySpec", FamilySpec, MethodSpec)
 
 WIDTH = 120
 SCHEMA_FILE = "fvd.schema.json"
+_SHOWN_OF_OPTIMIZER = ("name", "learning_rate", "betas", "weight_decay", "max_grad_norm")
 
 
 def example_run_file(plugins: Plugins, family: str, method: str) -> str:
@@ -45,7 +49,7 @@ def example_run_file(plugins: Plugins, family: str, method: str) -> str:
         f"  method: {yaml_text(method)}",
         "",
         "roles:",
-        *_roles(model, algorithm),
+        *_roles(model, algorithm, _optimization(plugins, algorithm, training)),
         "",
         *_section("training", training_keys, training),
         "",
@@ -104,11 +108,46 @@ def _heading(family: FamilySpec, method: MethodSpec, training: Mapping[str, obje
     yield ""
 
 
-def _roles(family: FamilySpec, method: MethodSpec) -> Iterator[str]:
+def _optimization(plugins: Plugins, method: MethodSpec, training: Mapping[str, object]) -> dict[str, list[str]]:
+    """The lines on optimizer and EMA of each trained role: what is so anyway, as far as the examples say what a run needs."""
+    roles = {role: RoleConfig(trainable=needs.trainable) for role, needs in method.roles.items()}
+    try:
+        run = RunConfig(
+            recipe=Recipe(family="", method=method.name),
+            roles=roles,
+            training=TrainingConfig.model_validate(training),
+            pipeline_config=PipelineConfig(),
+            method_config=plugins.load_config("method", method.name).model_validate(method.example.method_config),
+        ).with_optimization_written_out()
+    except ValidationError:  # what its author left out, `fvd check` asks for
+        return {}
+    lines = {}
+    for role, config in run.roles.items():
+        if config.optimizer:
+            said = config.optimizer.model_dump(mode="json", exclude_none=True)
+            shown = {name: said.pop(name) for name in _SHOWN_OF_OPTIMIZER if name in said}
+            ema = config.ema.model_dump() if isinstance(config.ema, EmaConfig) else False
+            lines[role] = [
+                f"    # optimizer: {yaml_text(shown)}",
+                f"    #       where it differs from training; further keys: {', '.join(said)}",
+                f"    # ema: {yaml_text(ema)}  # an average of its weights, {{decay: 0.999, start_step: 0}}; false = none",
+            ]
+    return lines
+
+
+def _roles(family: FamilySpec, method: MethodSpec, optimization: Mapping[str, list[str]]) -> Iterator[str]:
     for role, needs in method.roles.items():
         path = family.example.path if needs.trainable else family.example.frozen_path or family.example.path
-        yield f"  {role}:  # {'trained' if needs.trainable else 'frozen'}"
-        yield f"    path: {yaml_text(path or 'FOLDER_OR_HUB_ID')}"
+        said = "trained" if needs.trainable else "frozen"
+        value = yaml_text({} if needs.made_by_method else {"path": path or "FOLDER_OR_HUB_ID"})
+        if needs.optional:
+            yield f"  # {role}: {value}  # optional, {said}{', made by the method' if needs.made_by_method else ''}"
+        elif needs.made_by_method:
+            yield f"  {role}: {value}  # {said}, made by the method"
+        else:
+            yield f"  {role}:  # {said}"
+            yield f"    path: {yaml_text(path or 'FOLDER_OR_HUB_ID')}"
+            yield from optimization.get(role, [])
 
 
 def _section(name: str, keys: list[Key], values: Mapping[str, object]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ _SCHEMA_V2 = "Its sections: recipe {family, method}, roles {student: {path}}, a 
 
 @dataclass
 class LoadedRun:
-    """config is None exactly when ``errors`` is not empty. ``text``: the run file as its author wrote it."""
+    """config is None exactly when ``errors`` is not empty. ``text``: the run file as its author wrote it. ``document``: what it
+    and ``--set`` say, and where, older spellings moved to their places."""
 
     path: Path
     text: str
     config: RunConfig | None
     problems: list[Problem]
     plugins: Plugins
+    document: Document = field(default_factory=lambda: Document({}))
 
     @property
     def errors(self) -> list[Problem]:
@@ -160,7 +162,7 @@ class _Reader:
         problems = self.problems or self.document.problems
         order = {"error": 0, "warning": 1, "note": 2}
         problems = sorted(problems, key=lambda problem: (order[problem.severity], problem.line or 0))
-        return LoadedRun(self.path, self.text, config, problems, self.plugins)
+        return LoadedRun(self.path, self.text, config, problems, self.plugins, self.document)
 
     # --- sections ---
     def unknown_sections(self) -> None:

@@ -86,6 +86,21 @@ class MethodConfig(StrictModel):
         was counted. None: the method does not say."""
         return None
 
+    # --- for `fvd check --explain` ---
+    def sources(self) -> Mapping[str, str]:
+        """Where a value comes from that the run file does not say, as ``preset NAME``: by key of ``method_config``, dotted
+        where keys are nested, and ``roles.<role>`` for what `role_defaults` says. Keys left out have the model's default."""
+        return {}
+
+    def meanings(self, run: RunConfig) -> Mapping[str, str]:
+        """What the value of a key means in ``run``, a short sentence, with the formula where there is one: by key, as in
+        `sources`. Keys left out have the first sentence of their description."""
+        return {}
+
+    def headlines(self, run: RunConfig) -> Mapping[str, str]:
+        """What one wants to know of ``run`` first, beside what core can say: a word or two, and a sentence."""
+        return {}
+
 
 class Recipe(StrictModel):
     family: str

@@ -15,12 +15,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from fvd.config.models import PluginsConfig, Recipe, RoleConfig, TrainingConfig
+from fvd.config.optimization import KNOWN_OPTIMIZERS
 from fvd.errors import PluginError
 from fvd.plugins import Plugins
 from fvd.plugins.faults import describe
 from fvd.specs import FamilySpec, MethodSpec, RoleNeeds, SamplerSpec, Spec
 
 Schema = dict[str, Any]
+
+# Editors offer the names; a newer torch may have more.
+_OPTIMIZER_NAME: Schema = {"anyOf": [{"enum": list(KNOWN_OPTIMIZERS)}, {"type": "string"}]}
 
 
 def run_file_schema(plugins: Plugins) -> Schema:
@@ -30,8 +34,10 @@ def run_file_schema(plugins: Plugins) -> Schema:
     def define(name: str, model: type[BaseModel]) -> Schema:
         schema = model.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
         # Two plugins may have inner models of one name.
-        definitions.update({f"{name}.{inner}": part for inner, part in schema.pop("$defs", {}).items()})
-        _accept_short_lists(schema)
+        inner_models = schema.pop("$defs", {})
+        definitions.update({f"{name}.{inner}": part for inner, part in inner_models.items()})
+        for part in (schema, *inner_models.values()):
+            _accept_short_lists(part)
         definitions[name] = schema
         return {"$ref": f"#/$defs/{name}"}
 
@@ -40,6 +46,8 @@ def run_file_schema(plugins: Plugins) -> Schema:
     _refine(definitions["recipe"], "family", _name_of(plugins, "family"))
     _refine(definitions["recipe"], "method", _name_of(plugins, "method"))
     _refine(definitions["role"], "family", _or_null(_name_of(plugins, "family")))
+    _refine(definitions["role.OptimizerConfig"], "name", _or_null(_OPTIMIZER_NAME))
+    _refine(definitions["training"], "optimizer", _OPTIMIZER_NAME)
     _refine(definitions["training"], "trackers", _name_list(_name_of(plugins, "tracker")))
     _refine(definitions["training"], "validator", _or_null(_name_of(plugins, "validator")))
     conditions = []
@@ -98,7 +106,12 @@ def _condition(plugins: Plugins, name: str, spec: Spec, section: str, reference:
     then: Schema = {"properties": properties, "required": [section] if is_needed else []}
     if isinstance(spec, MethodSpec):
         about = {
-            role: {"description": _about_role(needs), "$ref": "#/$defs/role"} for role, needs in spec.roles.items()
+            role: {
+                "description": _about_role(needs),
+                "$ref": "#/$defs/role",
+                "required": [] if needs.made_by_method else ["path"],
+            }
+            for role, needs in spec.roles.items()
         }
         properties["roles"] = {"properties": about, "required": list(spec.required_roles), "additionalProperties": False}
     others = [other for other in plugins.names(spec.kind) if other.rpartition(":")[2] == name and other != name]
@@ -156,7 +169,10 @@ def _refine(model: Schema, key: str, schema: Schema) -> None:
 def _accept_short_lists(model: Schema) -> None:
     """Lists of numbers may be written ``8`` and ``"4, 8"`` too; a JSON Schema does not see what accepts that."""
     for key, schema in model.get("properties", {}).items():
-        if _is_list_of_numbers(schema):
+        choices = schema.get("anyOf", [])
+        if any(_is_list_of_numbers(choice) for choice in choices):
+            choices.append({"type": ["number", "string"]})
+        elif _is_list_of_numbers(schema):
             about = {word: schema.pop(word) for word in ("title", "description", "default") if word in schema}
             model["properties"][key] = about | {"anyOf": [schema, {"type": ["number", "string"]}]}
 

@@ -62,8 +62,11 @@ class HeldOutLoss:
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         """One line for the log."""
-        listed = ", ".join(f"{name.removeprefix('validation/')} {value:.4g}" for name, value in metrics.items())
-        return f"{len(self._samples.ids)} held-out samples: {listed}"
+        said = []
+        for weights in self._weights():
+            bins = " ".join(f"{metrics[f'{LOSSES[weights]}/{name}']:.4g}" for name in self.midpoints)
+            said.append(f"{weights} {metrics[LOSSES[weights]]:.4g} (from low to high noise {bins})")
+        return f"held-out loss of {len(self._samples.ids)} samples: {'; '.join(said)}"
 
     def _weights(self) -> list[Weights]:
         return weights_to_show(self._handle, self._method.run.training.validation_weights)

@@ -13,6 +13,9 @@ from torch.nn import functional
 NARROWEST, WIDEST = 128, 480
 """Pixels: smaller pictures are enlarged until their labels fit, larger ones made smaller so that panels can be looked at."""
 LABEL_HEIGHT = 18
+EDGE = 2
+"""Pixels between two pictures."""
+GREY = 0.3
 
 
 def tile(rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Tensor:
@@ -21,10 +24,10 @@ def tile(rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Tensor:
 
 
 def labelled(label: str, video: Tensor) -> Tensor:
-    """``video`` at a size to look at, under a strip that says what it is."""
+    """``video`` at a size to look at, under a strip that says what it is, with an edge to the next."""
     resized = _resized(video)
     strip = _strip(label, resized.shape[-1])[:, None].expand(-1, resized.shape[1], -1, -1)
-    return torch.cat([strip, resized], dim=-2)
+    return functional.pad(torch.cat([strip, resized], dim=-2), (0, EDGE, 0, EDGE), value=GREY)
 
 
 def _resized(video: Tensor) -> Tensor:
@@ -39,8 +42,8 @@ def _resized(video: Tensor) -> Tensor:
 
 
 def _strip(text: str, width: int) -> Tensor:
-    """White on black, [3, LABEL_HEIGHT, width]."""
-    image = Image.new("L", (width, LABEL_HEIGHT))
+    """White on grey, [3, LABEL_HEIGHT, width]."""
+    image = Image.new("L", (width, LABEL_HEIGHT), color=round(255 * GREY))
     ImageDraw.Draw(image).text((4, 3), text, fill=255, font=ImageFont.load_default())
     pixels = torch.tensor(list(image.getdata()), dtype=torch.float32).reshape(LABEL_HEIGHT, width)
     return (pixels / 255).expand(3, -1, -1)

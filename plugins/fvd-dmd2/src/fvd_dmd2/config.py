@@ -117,9 +117,9 @@ class DMD2Config(fvd.MethodConfig):
     """Highest one."""
     score_timestep_draw: Literal["continuous", "integer"] = "continuous"
     """Timesteps before the shift: real numbers, or whole ones."""
-    score_timestep_range: Literal["inside", "clamp"] = "inside"
+    score_timestep_range: Literal["inside", "clamp", "before_shift"] = "inside"
     """inside: drawn so that they lie in the range after the shift; clamp: drawn over the whole schedule and clamped, which
-    piles mass up at the ends (9 % at the upper one with shift 5)."""
+    piles mass up at the ends (9 % at the upper one with shift 5); before_shift: drawn in the range, shifted and clamped to it."""
     score_timestep_shift: Annotated[float, Field(gt=0)] | None = None
     """Shift of the score timesteps. Default: pipeline_config.flow_shift."""
     score_timestep_choice: Literal["sample", "batch"] = "sample"

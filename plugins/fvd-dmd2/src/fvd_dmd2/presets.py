@@ -123,7 +123,7 @@ PRESETS: Mapping[PresetName, Preset] = {
             "normalizer_guard": "add",
             "normalizer_epsilon": 1e-6,
             "score_timestep_shift": 5.0,
-            "score_timestep_range": "clamp",
+            "score_timestep_range": "before_shift",
             "min_timestep_ratio": 0.001,
             "max_timestep_ratio": 0.999,
             "critic_timestep_range": "score",

@@ -52,8 +52,13 @@ class ScoreTimesteps:
         steps, shift = adapter.num_train_timesteps, config.score_timestep_shift
         integers = config.score_timestep_draw == "integer"
         first, last = 0.0, float(steps - 1 if integers else steps)
-        if config.score_timestep_range == "inside":
-            first, last = unshifted(adapter, steps * lowest, shift), min(last, unshifted(adapter, steps * highest, shift))
+        match config.score_timestep_range:
+            case "inside":
+                first, last = unshifted(adapter, steps * lowest, shift), min(last, unshifted(adapter, steps * highest, shift))
+            case "before_shift":
+                first, last = steps * lowest, min(last, steps * highest)
+            case "clamp":
+                pass
         return cls(
             adapter, first, last, steps * lowest, steps * highest, shift, integers, config.score_timestep_choice == "batch"
         )

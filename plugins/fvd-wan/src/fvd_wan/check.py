@@ -21,7 +21,8 @@ def check_run_file(ctx: CheckContext) -> list[Problem]:
 
     if not isinstance(ctx.run.pipeline_config, WanConfig):  # another family, of whatever name
         return []
-    roles = [role for role in ctx.run.roles if ctx.run.role_family(role) == ctx.run.recipe.family]
+    named = ctx.run.roles
+    roles = [role for role in named if named[role].path and ctx.run.role_family(role) == ctx.run.recipe.family]
     return [*_check_models(ctx, roles), *_check_size(ctx)]
 
 

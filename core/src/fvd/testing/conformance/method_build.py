@@ -70,7 +70,9 @@ class MethodBench:
             plugins=subject.plugins,
             family=family,
             method=subject.name,
-            models={role: (f"random:{number}", needs.trainable) for number, (role, needs) in enumerate(spec.roles.items())},
+            models={
+                role: (f"random:{number}", spec.roles[role].trainable) for number, role in enumerate(spec.required_roles)
+            },
             pipeline_config=pipeline.model_validate(suggested),
             method_config=method_config,
             training={

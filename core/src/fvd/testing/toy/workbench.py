@@ -24,6 +24,7 @@ import fvd
 from fvd.config.models import Recipe
 from fvd.data.loader import collate
 from fvd.inference import open_run
+from fvd.made_roles import add_made_roles
 from fvd.plugins import PluginOptions
 from fvd.samplers.guidance import GuidedModel
 from fvd.samplers.ode import sample_ode
@@ -51,10 +52,12 @@ def toy_method(
     *,
     family: MixtureFamily | None = None,
     training: Mapping[str, object] | None = None,
+    made: Sequence[str] = (),
 ) -> AnyMethod:
     """A built method. Trained roles are random networks, all equal at first; frozen ones are the exact denoiser.
 
-    trainable: role name -> whether it is trained. training: keys of that section of a run file.
+    trainable: role name -> whether it is trained. training: keys of that section of a run file. made: the roles that the
+    method makes itself.
     """
     family = family or toy_family()
     run = fvd.RunConfig(
@@ -62,13 +65,17 @@ def toy_method(
         roles={
             name: fvd.RoleConfig(path="random" if trained else "analytic", trainable=trained)
             for name, trained in trainable.items()
-        },
+        }
+        | {name: fvd.RoleConfig(trainable=True) for name in made},
         training=fvd.TrainingConfig.model_validate({"output_dir": "unused", "max_train_steps": 100} | dict(training or {})),
         pipeline_config=family.config,
         method_config=method_config,
     )
-    roles = fvd.RoleManager([family.load_role(name, role) for name, role in run.roles.items()])
-    method = method_class.build(run=run, roles=roles, adapter=family.build_adapter(roles))
+    roles = fvd.RoleManager([family.load_role(name, role) for name, role in run.roles.items() if role.path])
+    adapter = family.build_adapter(roles)
+    latent_shape = adapter.latent_shape(_ANY_SIZE)
+    add_made_roles(made, method_class, run=run, roles=roles, adapter=adapter, latent_shape=latent_shape)
+    method = method_class.build(run=run, roles=roles, adapter=adapter)
     method.on_train_start()
     return method
 
