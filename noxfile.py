@@ -106,7 +106,6 @@ def thirdparty(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Ratios of times and memory; prints figures, asserts none."""
+    """Ratios of times and memory, into benchmarks/RESULTS.md; asserts none. Best on a machine that does nothing else."""
     install_distributions(session)
-    for script in sorted((ROOT / "benchmarks").glob("*.py")):
-        session.run("python", str(script))
+    session.run("python", "benchmarks/run_all.py", *session.posargs)

@@ -12,12 +12,12 @@ the less noisy one.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from common import machine, measure, print_table, verdict
 
 from fvd.testing import fake_dist
 
@@ -54,21 +54,9 @@ def install_plugins(folder: Path, count: int) -> Path:
     return folder
 
 
-def cpu_seconds(command: list[str], path: Path | None = None) -> float:
-    """User + system time of one child process, with ``path`` on its module path."""
-    environment = dict(os.environ, PYTHONPATH=str(path)) if path else None
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return usage.ru_utime + usage.ru_stime
-
-
-def print_ratio(slow: list[float], fast: list[float], target: float) -> float:
-    ratio = min(slow) / min(fast)
-    print(f"{'ratio':<28}{ratio:6.2f}  {statistics.median(slow) / statistics.median(fast):6.2f}   target {target}")
-    return ratio
+def milliseconds(command: list[str], path: Path | None) -> float:
+    """CPU time of one child process, with ``path`` on its module path."""
+    return 1e3 * measure(command, environment={"PYTHONPATH": str(path)} if path else {}).cpu_seconds
 
 
 def main() -> int:
@@ -86,18 +74,22 @@ def main() -> int:
             "with 3 more plugins": (LISTING, few),
         }
         for command, path in commands.values():  # the first runs write bytecode
-            cpu_seconds(command, path)
-        runs = [[cpu_seconds(command, path) for command, path in commands.values()] for _ in range(options.runs)]
+            milliseconds(command, path)
+        runs = [[milliseconds(command, path) for command, path in commands.values()] for _ in range(options.runs)]
     times = dict(zip(commands, (list(of_one) for of_one in zip(*runs, strict=True)), strict=True))
 
-    print(f"CPU ms over {options.runs} runs      min   median")
-    for name, of_one in times.items():
-        print(f"{name:<28}{min(of_one) * 1e3:6.1f}  {statistics.median(of_one) * 1e3:6.1f}")
-    too_slow = [
-        print_ratio(times["fvd plugins list"], times["importlib.metadata, pluggy"], 2.5) > 2.5,
-        print_ratio(times["with 30 more plugins"], times["with 3 more plugins"], 2.0) > 2.0,
-    ]
-    return int(options.check and any(too_slow))
+    pairs = [("fvd plugins list", "importlib.metadata, pluggy", 2.5), ("with 30 more plugins", "with 3 more plugins", 2.0)]
+    ratios = [(min(times[slow]) / min(times[fast]), target) for slow, fast, target in pairs]
+    print_table(
+        ("CPU, ms", "min", "median"),
+        [(name, f"{min(of_one):.1f}", f"{statistics.median(of_one):.1f}") for name, of_one in times.items()],
+    )
+    print_table(
+        ("ratio of minima", ""),
+        [(f"{slow} / {fast}", verdict(*ratio)) for (slow, fast, _), ratio in zip(pairs, ratios, strict=True)],
+    )
+    print(f"{machine()}; {options.runs} runs")
+    return int(options.check and any(ratio > target for ratio, target in ratios))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common import FOLDER, machine, print_table, verdict
 from inputs import SIZES
-from runs import DMD2_ROLES, Runs, fvd_command, observed, write_inputs, write_run_file
+from runs import DMD2_ROLES, Runs, expected, fvd_command, observed, run_document, save_run_file, write_inputs
 
 START_TARGET = 1.0
 """CPU seconds more than by hand, from the process's start to the first step."""
@@ -44,8 +44,8 @@ METHODS = {
 def commands(folder: Path, method: str, size: str, steps: int, turn: int) -> dict[str, tuple[list[str], Path]]:
     """Each candidate's command, and the folder that it writes into."""
     roles, method_config = METHODS[method]
-    run_file = folder / f"{method}.yaml"
-    write_run_file(run_file, folder, size, method=method, roles=roles, steps=steps, method_config=method_config)
+    document = run_document(folder, SIZES[size], method=method, roles=roles, steps=steps, method_config=method_config)
+    run_file = save_run_file(folder / f"{method}.yaml", document)
     outs = folder / f"{method}-fvd-{turn}", folder / f"{method}-by-hand-{turn}"
     by_hand = [sys.executable, str(FOLDER / f"by_hand/{method}.py"), str(folder / "model"), str(folder / "data"), str(outs[1])]
     by_hand += ["--steps", str(steps), "--batch-size", str(SIZES[size].batch_size)]
@@ -71,7 +71,8 @@ def report(method: str, size: str, found: dict[str, Runs]) -> bool:
     if not kinds:
         sys.exit(f"{method}: they make different passes: {sorted(fvd.step_seconds)} and {sorted(by_hand.step_seconds)}")
     share = 1 / STUDENT_EVERY if method == "dmd2" else None
-    step = fvd.seconds_each(student_share=share, kinds=kinds), by_hand.seconds_each(student_share=share, kinds=kinds)
+    step = tuple(expected(runs.step_seconds, student_share=share, kinds=kinds) for runs in (fvd, by_hand))
+    step_cpu = tuple(expected(runs.step_cpu, student_share=share, kinds=kinds) for runs in (fvd, by_hand))
     start = min(fvd.start), min(by_hand.start)
     memory = min(fvd.peak_mib), min(by_hand.peak_mib)
     whole = min(fvd.whole_peak_mib), min(by_hand.whole_peak_mib)
@@ -83,11 +84,14 @@ def report(method: str, size: str, found: dict[str, Runs]) -> bool:
     targets += [(pair[0] / pair[1], MEMORY_TARGET) for pair in (memory, whole)]
     left_out = len(set(fvd.step_seconds) | set(by_hand.step_seconds)) - len(kinds)
     print(f"### {method}, {size} parameters\n")
-    print(f"Steps of {len(kinds)} kinds" + (f"; {left_out} kinds seen in one of the two are left out" if left_out else "") + ".\n")
+    print(
+        f"Steps of {len(kinds)} kinds" + (f"; {left_out} kinds seen in one of the two are left out" if left_out else "") + ".\n"
+    )
     print_table(
         ("", "fvd", "by hand", "difference", "ratio", "target"),
         [
             ("a step, ms", *_figures(step, 1e3), verdict(*of_step, unit)),
+            ("CPU of a step, ms", *_figures(step_cpu, 1e3), ""),
             ("CPU to the first step, s", *_figures(start), verdict(*targets[1], " s more")),
             ("peak memory of training, MiB", *_figures(memory), verdict(*targets[2])),
             ("peak memory with saving, MiB", *_figures(whole), verdict(*targets[3])),
@@ -96,7 +100,7 @@ def report(method: str, size: str, found: dict[str, Runs]) -> bool:
     return all(figure <= target for figure, target in targets)
 
 
-def _figures(pair: tuple[float, float], scale: float = 1) -> list[str]:
+def _figures(pair: tuple[float, ...], scale: float = 1) -> list[str]:
     fvd, by_hand = pair
     return [f"{scale * fvd:.2f}", f"{scale * by_hand:.2f}", f"{scale * (fvd - by_hand):+.2f}", f"{fvd / by_hand:.3f}"]
 

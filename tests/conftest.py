@@ -92,14 +92,13 @@ def run_documents(tiny_wan, prepared_clips, tmp_path_factory) -> dict[str, dict[
         "train_batch_size": 2,
         "learning_rate": 1e-3,
         "validation_dataset_file": str(prompts),
-        "validation_sampling_steps": 2,
     }
     role = {"path": str(tiny_wan)}
     return {
         "finetune": {
             "recipe": {"family": "wan", "method": "finetune"},
             "roles": {"student": role},
-            "training": training,
+            "training": {**training, "validation_sampling_steps": 2},
             "pipeline_config": {"flow_shift": 3},
             "method_config": {"timestep_density": "logit_normal"},
         },

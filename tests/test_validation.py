@@ -90,7 +90,7 @@ def test_validation_changes_nothing_of_training(tmp_path, write_run_file):
     """Neither its draws nor its modes: the same metrics with it and without."""
     rows = {}
     for validates in (True, False):
-        training = {"max_train_steps": 3, "log_validation": validates, "validation_steps": 1, "validation_sampling_steps": 1}
+        training = {"max_train_steps": 3, "log_validation": validates, "validation_steps": 1}
         out = tmp_path / str(validates)
         assert main(["run", str(write_run_file("dmd2", output_dir=out, training=training))]) == 0
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -76,7 +76,7 @@ def batches():
 
 
 def velocity(name: str, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    passes[name] += 1
+    passes[name] += len(x_t) // args.batch_size
     return roles[name](x_t, t, text, return_dict=False)[0]
 
 
@@ -109,7 +109,7 @@ roles = {
 roles["teacher"].requires_grad_(False)
 average = copy.deepcopy(roles["student"]).requires_grad_(False)
 optimizers = {
-    name: torch.optim.AdamW(roles[name].parameters(), lr=1e-5, weight_decay=0.01) for name in ("student", "critic")
+    name: torch.optim.AdamW(roles[name].parameters(), lr=1e-5, weight_decay=0.01, fused=True) for name in ("student", "critic")
 }
 args.out.mkdir(parents=True)
 log = (args.out / "log.jsonl").open("w")
@@ -138,7 +138,8 @@ for step in range(1, args.steps + 1):
             t = score_timestep()
             x_t = add_noise(x0, torch.randn_like(x0), t)
             fake = predict_x0("critic", x_t, t, text)
-            cond, uncond = predict_x0("teacher", x_t, t, text), predict_x0("teacher", x_t, t, negative)
+            both = predict_x0("teacher", x_t.repeat(2, 1, 1, 1, 1), t.repeat(2), torch.cat([text, negative]))
+            cond, uncond = both.chunk(2)
             real = uncond + GUIDANCE_SCALE * (cond - uncond)
             normalizer = (x0 - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-5)
             target = x0 - torch.nan_to_num((fake - real) / normalizer)

@@ -1,6 +1,6 @@
 """Flow-matching finetuning of a Wan transformer as one writes it by hand: what `fvd run` is measured against.
 
-    python benchmarks/by_hand/finetune.py MODEL DATA OUT --steps 40
+python benchmarks/by_hand/finetune.py MODEL DATA OUT --steps 40
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def batches():
 
 latents, texts = load_data()
 model = WanTransformer3DModel.from_pretrained(args.model / "transformer").to(device)
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
 args.out.mkdir(parents=True)
 log = (args.out / "log.jsonl").open("w")
 marks: list[dict[str, object]] = []

@@ -138,11 +138,11 @@ def test_one_role_alone(tmp_path):
     roles = trained_roles()
     checkpoint = read_checkpoint(CheckpointManager(tmp_path).save(3, roles, **DESCRIBED))
     other = small_roles({"critic": False}, seed=9)["critic"]
-    load_role_weights(checkpoint, other)
+    load_role_weights(checkpoint, other, "raw")
     expected = roles["critic"].modules["transformer"].state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in other.modules["transformer"].state_dict().items())
     with pytest.raises(CheckpointError, match="no weights of role teacher"):
-        load_role_weights(checkpoint, small_roles({"teacher": False})["teacher"])
+        load_role_weights(checkpoint, small_roles({"teacher": False})["teacher"], "raw")
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -182,7 +182,7 @@ def test_models_of_another_size_are_refused(tmp_path):
     other = small_roles({"critic": False})["critic"]
     other.modules["transformer"].out = torch.nn.Linear(16, 7)
     with pytest.raises(CheckpointError, match=r"cannot be loaded: .*roles\.critic\.modules\.transformer\.out\.weight"):
-        load_role_weights(checkpoint, other)
+        load_role_weights(checkpoint, other, "raw")
 
 
 def test_no_room(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from fvd.config.load import LoadedRun, load_run_file
 from fvd.config.yaml_lines import read_yaml
 from fvd.errors import FvdError, Problem
 from fvd.plugins.registry import PluginOptions
+from fvd.rundir import dump_run_file
 
 FINETUNE = """\
 recipe:
@@ -186,14 +187,38 @@ def test_raw_clips_as_data_are_a_warning(tmp_path):
     assert "holds no prepared data" in problem.message
 
 
-def test_dmd2_says_what_it_ignores(tmp_path):
-    """The seeds' own example sets a sampler, steps and guidance for validation that dmd2 does not use."""
+def on_a_ladder(tmp_path, steps: str, scale: str, sampler: str):
     text = DMD2.replace(
-        "max_train_steps: 10}", "max_train_steps: 10, validation_sampling_steps: '8', validation_guidance_scale: 5}"
+        "max_train_steps: 10}",
+        f"max_train_steps: 10, validation_sampling_steps: {steps}, validation_guidance_scale: {scale}}}",
     )
-    loaded = load(tmp_path, text + "pipeline_config: {flow_shift: 3, sampler_kind: ode}\n")
-    notes = {problem.key for problem in loaded.problems if problem.severity == "note"}
-    assert {"training.validation_sampling_steps", "training.validation_guidance_scale", "pipeline_config.sampler_kind"} <= notes
+    return load(tmp_path, text + f"pipeline_config: {{flow_shift: 3, sampler_kind: {sampler}}}\n")
+
+
+def test_other_steps_than_those_of_the_ladder_are_refused(tmp_path):
+    for steps in ("'8'", "[4, 8]"):
+        problem = only(on_a_ladder(tmp_path, steps, "1.0", "sde").errors, "training.validation_sampling_steps")
+        assert "a ladder of 4 steps" in problem.message
+        assert problem.cure == "Remove it, or write 4."
+    assert on_a_ladder(tmp_path, "'4'", "1.0", "sde").problems == load(tmp_path, DMD2).problems
+
+
+def test_another_sampler_or_guidance_than_the_ladders_has_no_effect(tmp_path):
+    loaded = on_a_ladder(tmp_path, "4", "5", "ode")
+    warned = {problem.key: problem.message for problem in loaded.problems if problem.severity == "warning"}
+    assert "5 has no effect: the student of dmd2 is sampled with guidance 1" in warned["training.validation_guidance_scale"]
+    assert "ode has no effect: the student of dmd2 is sampled by sde" in warned["pipeline_config.sampler_kind"]
+
+
+def test_the_effective_run_file_says_how_the_ladder_is_sampled(tmp_path):
+    config = load(tmp_path, DMD2).require()
+    training = config.training
+    assert (training.validation_sampling_steps, training.validation_guidance_scale) == ((4,), 1.0)
+    assert config.pipeline_config.sampler_kind == "sde"
+    (tmp_path / "again.yaml").write_text(dump_run_file(config), encoding="utf-8")
+    again = load_run_file(tmp_path / "again.yaml")
+    assert again.errors == []
+    assert again.require() == config
 
 
 def test_duplicate_keys_are_reported_with_both_lines(tmp_path):

@@ -45,6 +45,10 @@ class MemoryDataset:
         self._text_only = text_only
         self._broken_chunk = broken_chunk
 
+    def sample_ids(self, index: int) -> list[str]:
+        first = sum(self.chunk_sizes[:index])
+        return [str(first + row) for row in range(self.chunk_sizes[index])]
+
     def read_chunk(self, index: int) -> list[Sample]:
         self.reads.append(index)
         if index == self._broken_chunk:

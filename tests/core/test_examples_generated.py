@@ -39,7 +39,7 @@ def checked(tmp_path, text: str) -> fvd.RunConfig:
 
 def with_every_key(text: str) -> str:
     """Each key that is in a comment, set to what the comment shows."""
-    return re.sub(r"^( *)# (?=[a-z_]+: )", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"^( *)# (?=(?:  )?[a-z_0-9]+:(?: |$))", r"\1", text, flags=re.MULTILINE)
 
 
 def test_there_are_pairs():
@@ -60,7 +60,10 @@ def test_an_example_is_a_right_run_file(family, method, tmp_path):
     )
     paths = {role: spec.path for role, spec in config.roles.items()}
     example = plugins.spec("family", family).example
-    for role, needs in plugins.spec("method", method).roles.items():
+    roles = plugins.spec("method", method).roles
+    assert set(paths) == {role for role, needs in roles.items() if not needs.optional}
+    for role in paths:
+        needs = roles[role]
         assert paths[role] == (example.path if needs.trainable else example.frozen_path or example.path)
 
 

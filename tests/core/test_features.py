@@ -90,7 +90,7 @@ def test_gradient_reaches_x_t_through_a_frozen_role_and_no_parameter_of_it(toy):
         x_t = batch.latents.clone().requires_grad_()
         features = adapter.bind(handle).features(x_t, timesteps(batch), batch.cond, layers=[0, 1])
         sum(feature.square().sum() for feature in features).backward()
-        assert x_t.grad is not None and bool((x_t.grad != 0).all())
+        assert bool((x_t.grad != 0).all())
         reached = [p.grad is not None for p in handle.modules["transformer"].inputs.parameters()]
         assert all(reached) if handle.trainable else not any(reached)
         # What comes after the blocks has no part in them.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from fvd import OptimizerSpec
-from fvd.optim import lr_multiplier
+from fvd import FvdError, OptimizerSpec
+from fvd.config.optimization import KNOWN_OPTIMIZERS, takes_setting
+from fvd.config.optimizers import REFUSED_OPTIMIZERS, is_eight_bit
+from fvd.optim import find_optimizer, lr_multiplier
 
 SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -120,3 +124,140 @@ def test_scheduler_state_continues():
 def test_specs_are_values():
     spec = OptimizerSpec(learning_rate=1e-4)
     assert replace(spec, learning_rate=2e-4) != spec == OptimizerSpec(learning_rate=1e-4)
+
+
+# --- any class of torch.optim --------------------------------------------------------------------------------------------
+DENSE = sorted(name for name in KNOWN_OPTIMIZERS if not is_eight_bit(name))
+
+
+def weights(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.arange(1.0, 1 + math.prod(shape)).reshape(shape))
+
+
+def test_known_optimizers_are_those_of_torch():
+    """`fvd check` knows them without torch; this says when torch has changed."""
+    found = {
+        name
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    assert set(DENSE) | set(REFUSED_OPTIMIZERS) == found
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_what_an_optimizer_takes_is_what_its_class_says(name):
+    said = set(inspect.signature(find_optimizer(name)).parameters) - {"params"}
+    assert said - ({"eps"} if name == "Adafactor" else set()) == KNOWN_OPTIMIZERS[name]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_settings_reach_the_classes_that_take_them(name):
+    spec = OptimizerSpec(name=name, learning_rate=0.25, betas=(0.5, 0.75), eps=0.125, weight_decay=0.375)
+    group = spec.build_optimizer([weights(2, 2)]).param_groups[0]
+    for setting, argument in {"learning_rate": "lr", "betas": "betas", "eps": "eps", "weight_decay": "weight_decay"}.items():
+        if takes_setting(name, setting):
+            assert group[argument] == getattr(spec, setting)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_every_optimizer_lowers_a_parabola(name):
+    parameter = weights(2, 2)
+    optimizer = OptimizerSpec(name=name, learning_rate=1e-2).build_optimizer([parameter])
+    before = parameter.square().sum()
+    for _ in range(5):
+        optimizer.zero_grad()
+        parameter.square().sum().backward()
+        optimizer.step()
+    assert parameter.square().sum() < before
+
+
+def test_arguments_reach_the_class():
+    """SGD with momentum, two steps by hand: v <- 0.9 v + g, p <- p - lr v."""
+    parameter = nn.Parameter(torch.tensor([2.0]))
+    optimizer = OptimizerSpec(name="SGD", learning_rate=0.5, arguments={"momentum": 0.9}).build_optimizer([parameter])
+    for gradient in (1.0, 2.0):
+        parameter.grad = torch.tensor([gradient])
+        optimizer.step()
+    assert parameter.item() == pytest.approx(2.0 - 0.5 * 1.0 - 0.5 * (0.9 * 1.0 + 2.0))
+
+
+def test_arguments_may_set_a_pair_that_the_key_cannot():
+    optimizer = OptimizerSpec(name="Adafactor", learning_rate=0.1, arguments={"eps": [None, 0.5]}).build_optimizer([weights(2)])
+    assert optimizer.param_groups[0]["eps"] == [None, 0.5]
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_fused_where_torch_has_it(name):
+    parameter = weights(2)
+    assert OptimizerSpec(name=name, learning_rate=0.1).build_optimizer([parameter]).param_groups[0]["fused"] is True
+    spec = OptimizerSpec(name=name, learning_rate=0.1, arguments={"fused": False})
+    assert spec.build_optimizer([parameter]).param_groups[0]["fused"] is False
+
+
+def test_not_fused_where_torch_has_no_kernel():
+    parameter = nn.Parameter(torch.zeros(2, device="meta"))
+    assert not OptimizerSpec(learning_rate=0.1).build_optimizer([parameter]).param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_fused_steps_are_those_of_the_plain_formula(name):
+    """Against torch's own loop in float64."""
+    fast, slow = weights(3, 4), nn.Parameter(weights(3, 4).detach().double())
+    settings = {"lr": 0.1, "weight_decay": 0.2, **({"betas": (0.5, 0.9)} if name == "AdamW" else {})}
+    spec = OptimizerSpec(name=name, learning_rate=0.1, weight_decay=0.2, betas=(0.5, 0.9))
+    optimizers = [spec.build_optimizer([fast]), getattr(torch.optim, name)([slow], **settings, foreach=False, fused=False)]
+    for step in range(4):
+        fast.grad, slow.grad = torch.sin(fast.detach() + step), torch.sin(slow.detach() + step)
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (OptimizerSpec(name="AdmW", learning_rate=0.1), "did you mean 'AdamW'"),
+        (OptimizerSpec(name="Optimizer", learning_rate=0.1), "has no optimizer 'Optimizer'"),
+        (OptimizerSpec(name="lr_scheduler", learning_rate=0.1), "has no optimizer"),
+        (OptimizerSpec(name="LBFGS", learning_rate=0.1), "computes the loss several times"),
+        (OptimizerSpec(name="SparseAdam", learning_rate=0.1), "sparse"),
+        (OptimizerSpec(name="SGD", learning_rate=0.1, arguments={"momentu": 0.9}), "momentu"),
+        (OptimizerSpec(name="SGD", learning_rate=0.1, arguments={"nesterov": True}), "Nesterov"),
+        (OptimizerSpec(name="Muon", learning_rate=0.1), "2D"),
+    ],
+)
+def test_what_cannot_be_made_says_why(spec, words):
+    with pytest.raises(FvdError, match=words) as caught:
+        spec.build_optimizer([weights(2)])
+    assert caught.value.cure
+
+
+def test_eight_bit_without_its_library_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.delitem(sys.modules, "bitsandbytes.optim", raising=False)
+    with pytest.raises(FvdError, match="not installed") as caught:
+        OptimizerSpec(name="AdamW8bit", learning_rate=0.1).build_optimizer([weights(2)])
+    assert "fvd-core[8bit]" in caught.value.cure
+
+
+@pytest.mark.parametrize("name", sorted(name for name in KNOWN_OPTIMIZERS if is_eight_bit(name)))
+def test_eight_bit(name):
+    """Where the extra is installed: it takes what the table says, and a step of a large tensor is about AdamW's or Lion's."""
+    pytest.importorskip("bitsandbytes")
+    optimizer_class = find_optimizer(name)
+    assert set(inspect.signature(optimizer_class).parameters) >= KNOWN_OPTIMIZERS[name]
+    parameter = nn.Parameter(torch.linspace(-1, 1, 8192).reshape(64, 128))
+    before = parameter.detach().clone()
+    optimizer = OptimizerSpec(name=name, learning_rate=1e-2).build_optimizer([parameter])
+    parameter.square().sum().backward()
+    optimizer.step()
+    assert any(value.dtype == torch.uint8 for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor))
+    torch.testing.assert_close(parameter.detach(), before - 1e-2 * before.sign(), rtol=0, atol=1e-3)
+
+
+# --- a role's own clock --------------------------------------------------------------------------------------------------
+def test_explicit_zeros_stay():
+    assert multipliers(4, lr_scheduler="polynomial", lr_power=0.0)[:5] == [1, 1, 1, 1, 1]
+    assert multipliers(4, lr_scheduler="linear", min_lr_ratio=0.0)[4] == 0
+    assert multipliers(3, lr_warmup_steps=0)[0] == 1
+    assert OptimizerSpec(learning_rate=0.0).build_optimizer([weights(1)]).param_groups[0]["lr"] == 0

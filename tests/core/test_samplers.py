@@ -9,11 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 import fvd
+import fvd.diffusion
 from fvd import flow
 from fvd.errors import FvdError, PluginError
 from fvd.plugins import load_plugins
+from fvd.samplers.ddim import sample_ddim
 from fvd.samplers.guidance import GuidedModel
 from fvd.samplers.ode import sample_ode
 from fvd.samplers.sampling import LoadedSampler, check_plan, sample_latents
@@ -86,6 +89,68 @@ def test_sde_of_one_step_is_predict_x0():
     noise = torch.randn(2, 1, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     samples = sample_sde(GaussianModel(), noise, scheduler=None, timesteps=torch.tensor([1000.0]), generators=[])
     torch.testing.assert_close(samples, GaussianModel().predict_x0(noise, torch.full((2,), 1000.0)))
+
+
+# --- ddim ------------------------------------------------------------------------------------------------------------
+def ddim(model, noise, timesteps):
+    return sample_ddim(model, noise, scheduler=None, timesteps=torch.tensor(timesteps), generators=[])
+
+
+@pytest.mark.parametrize("timesteps", [[1000.0], [1000.0, 750.0, 500.0, 250.0], [1000.0, 937.5, 833.3, 625.0]])
+def test_ddim_is_eulers_method_in_sigma_for_flow_matching(timesteps):
+    """x' = x + (σ' − σ) velocity, down to σ = 0, on any ladder; float64."""
+    model, x_t = GaussianModel(), torch.randn(3, 1, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    sampled = ddim(model, x_t, timesteps)
+    for t, after in itertools.pairwise([*timesteps, 0.0]):
+        velocity = model.predict(x_t.double(), torch.full((3,), t, dtype=torch.float64))
+        x_t = x_t.double() + (after - t) / 1000 * velocity
+    torch.testing.assert_close(sampled.double(), x_t, atol=2e-6, rtol=1e-5)
+
+
+def test_ddim_converges_at_first_order_to_the_exact_map():
+    noise = torch.randn(4, 1, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    exact = MEAN + STD * noise
+    ladders = {steps: [1000 * (1 - step / steps) for step in range(steps)] for steps in (16, 32, 64, 128)}
+    errors = [float((ddim(GaussianModel(), noise, ladder) - exact).abs().max()) for ladder in ladders.values()]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+    assert all(0.8 < order < 1.2 for order in orders), orders
+
+
+class NoiseAdapter(fvd.diffusion.DiffusionAdapter):
+    """Predicts noise, by some function that is no model: the loop is to be compared, not what it samples."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, table):
+        self.schedule = fvd.diffusion.DiffusionSchedule(table, "noise")
+
+    def prepare_batch(self, raw_batch, *, latents_source):
+        raise AssertionError("there are no batches")
+
+    def predict(self, handle, x_t, t, cond, *, attn_kind="dense"):
+        return torch.tanh(cond * x_t + flow.expand_to(t, x_t) / 1000)
+
+
+def test_ddim_is_diffusers_ddim_on_a_diffusion_schedule():
+    scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=True)
+    scheduler.set_timesteps(7)
+    model = GuidedModel(NoiseAdapter(scheduler.alphas_cumprod), fvd.RoleHandle("r", "f", False, {}), cond=0.7, uncond=None)
+    noise = torch.randn(2, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    sampled, expected = ddim(model, noise, scheduler.timesteps.float().tolist()), noise
+    for t in scheduler.timesteps:
+        prediction = model.predict(expected, t.float().expand(2))
+        expected = scheduler.step(prediction, t, expected).prev_sample
+    torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_ddim_makes_one_forward_a_step():
+    adapter = NoiseAdapter(DDIMScheduler().alphas_cumprod)
+    calls = []
+    predict = adapter.predict
+    adapter.predict = lambda *given, **named: calls.append(given[2]) or predict(*given, **named)
+    model = GuidedModel(adapter, fvd.RoleHandle("r", "f", False, {}), cond=0.7, uncond=None)
+    ddim(model, torch.zeros(1, 1, 1, 1, 1), [999.0, 500.0, 250.0])
+    assert [float(t) for t in calls] == [999.0, 500.0, 250.0]
 
 
 class LinearAdapter:
@@ -186,6 +251,7 @@ def check(family_samplers, **changes):
 def test_a_plan_is_checked_before_anything_is_loaded():
     check({"ode"})
     check({"sde"}, sampler_kind="sde", sampling_timesteps=(1000.0, 500.0))
+    check({"ode"}, sampler_kind="ddim", sampling_timesteps=(1000.0, 500.0))
     with pytest.raises(PluginError, match=r"sampler 'odee'.*did you mean 'ode'"):
         check({"ode"}, sampler_kind="odee")
     with pytest.raises(FvdError, match=r"ode needs a scheduler of kind 'ode', which family f lacks\nIt has: euler, sde"):

@@ -161,6 +161,7 @@ def make(tmp_path):
             method=made.method,
             loader=SmallLoader(run.training.train_batch_size, before_each_batch),
             validator=made.validator,
+            held_out=None,
             latent_shape=LATENT_SHAPE,
             lock=small_lock(run),
         )

@@ -28,9 +28,6 @@ class Regress(fvd.Method):
     role_names = ("student",)
     spoil = ""
 
-    def optimizer_specs(self):
-        return {"student": fvd.OptimizerSpec(learning_rate=1e-2)}
-
     def single_train_step(self, batch, iteration, *, rng) -> Iterator[fvd.Loss]:
         prepared = self.adapter.prepare_batch(batch, latents_source="data")
         t = 1000 * rng.rand()
@@ -50,7 +47,7 @@ class Regress(fvd.Method):
 def make_trainer():
     def make(spoil: str = "", **training: object) -> Trainer:
         roles = small_roles({"student": True})
-        run = small_run(roles, MethodConfig(), training=training)
+        run = small_run(roles, MethodConfig(), training={"learning_rate": 1e-2, "weight_decay": 0, **training})
         adapter = SmallVideoAdapter()
         method = Regress.build(run=run, roles=roles, adapter=adapter)
         method.spoil = spoil

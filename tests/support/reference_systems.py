@@ -160,7 +160,9 @@ def fastvideo_t(setting: Setting, draw: Replay) -> Tensor:
 Rollout = Callable[[Setting, Replay], Tensor]
 
 
-def backward_simulation(ladder: Sequence[float], *, exit_of_each_sample: bool, to_the_end: bool, warped: bool = False) -> Rollout:
+def backward_simulation(
+    ladder: Sequence[float], *, exit_of_each_sample: bool, to_the_end: bool, warped: bool = False
+) -> Rollout:
     """From noise along the ladder, x0 noised afresh between rungs; gradient through the forward at the exit only."""
 
     def rollout(setting: Setting, draw: Replay) -> Tensor:
@@ -213,6 +215,10 @@ def guided_x0(weight: float) -> Real:
     return real
 
 
+GUIDED_BY_3_5 = guided_x0(3.5)
+"""CausVid's 3.5 and FastVideo's 4.5 are one and the same scale in two conventions."""
+
+
 # --- g = (F - R) / w ---
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -250,10 +256,7 @@ class System:
     gradient: Gradient
     critic_timestep: Timesteps
     critic_error: CriticError
-    shares_rollout: bool = False
-    """Whether the critic learns on the sample that the student's loss was taken on."""
-    critic_rests: bool = False
-    """Whether the critic stands still when the student moves."""
+    critic_in_student_steps: Literal["learns on the same sample", "learns on a new one", "rests"]
 
 
 STEPS = (1000, 750, 500, 250)
@@ -261,23 +264,28 @@ STEPS = (1000, 750, 500, 250)
 SYSTEMS: Mapping[str, System] = {
     "dmd2": System(
         backward_simulation((999, 749, 499, 249), exit_of_each_sample=False, to_the_end=False),
-        official_score, guided_output(8.0), over_each_sample, official_critic, own_output_error, shares_rollout=True,
+        official_score, guided_output(8.0), over_each_sample, official_critic, own_output_error,
+        "learns on the same sample",
     ),
     "causvid": System(
         backward_simulation((1000, 757, 522), exit_of_each_sample=True, to_the_end=True),
-        CAUSVID_T, guided_x0(3.5), over_each_sample, CAUSVID_T, own_output_error,
+        CAUSVID_T, GUIDED_BY_3_5, over_each_sample, CAUSVID_T, own_output_error,
+        "learns on a new one",
     ),
     "self_forcing": System(
         backward_simulation(STEPS, exit_of_each_sample=False, to_the_end=False, warped=True),
         SELF_FORCING_T, guided_x0(3.0), over_each_sample, SELF_FORCING_T, own_output_error,
+        "learns on a new one",
     ),
     "fastgen": System(
         noised_data((999, 937, 833, 624)),
-        fastgen_t, guided_x0(4.0), over_each_sample_and_a_little, fastgen_t, x0_error, critic_rests=True,
+        fastgen_t, guided_x0(4.0), over_each_sample_and_a_little, fastgen_t, x0_error,
+        "rests",
     ),
     "fastvideo": System(
         backward_simulation(STEPS, exit_of_each_sample=False, to_the_end=True),
-        fastvideo_t, guided_x0(3.5), over_the_batch, fastvideo_t, own_output_error,
+        fastvideo_t, GUIDED_BY_3_5, over_the_batch, fastvideo_t, own_output_error,
+        "learns on a new one",
     ),
 }  # fmt: skip
 
@@ -296,9 +304,10 @@ def step(system: System, setting: Setting, draw: Replay, *, student_is_due: bool
     x = system.rollout(setting, draw)
     if student_is_due:
         expected["student"] = _student(system, setting, draw, x)
-        if system.critic_rests:
+        if system.critic_in_student_steps == "rests":
             return expected
-        x = x if system.shares_rollout else system.rollout(setting, draw)
+        if system.critic_in_student_steps == "learns on a new one":
+            x = system.rollout(setting, draw)
     x, t = x.detach(), system.critic_timestep(setting, draw)
     expected["critic"] = _expected(setting, "critic", system.critic_error(setting, x, draw.normal(), t))
     return expected

@@ -28,6 +28,11 @@ def describe_passes(passes: Mapping[str, Passes]) -> str:
     )
 
 
+def forward_equivalents(passes: Mapping[str, Passes]) -> float:
+    """Of all roles together, a backward counted as two forwards."""
+    return sum(each.forwards + 2 * each.backwards for each in passes.values())
+
+
 def _rounded(count: float) -> str:
     return f"{round(count, 2):g}"
 

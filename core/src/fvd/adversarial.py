@@ -61,7 +61,10 @@ class Discriminator(nn.Module):
             self.heads = nn.ModuleList(_head(width, min(hidden, width)) for width in widths)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        logits = [head(feature.float()).mean(dim=(2, 3, 4)) for head, feature in zip(self.heads, features, strict=True)]
+        # Tokens laid out as a grid have their channels last. There the backward of torch 2.13's GroupNorm crashes on the CPU
+        # where its input, from a frozen network, needs no gradient.
+        grids = [feature.float().contiguous() for feature in features]
+        logits = [head(grid).mean(dim=(2, 3, 4)) for head, grid in zip(self.heads, grids, strict=True)]
         return torch.cat(logits, dim=1)
 
 

@@ -37,7 +37,8 @@ class Ema:
     @torch.no_grad()
     def restart(self) -> None:
         """Average = weights."""
-        torch._foreach_copy_(list(self.tensors.values()), list(self.parameters.values()))
+        for name, parameter in self.parameters.items():
+            self.tensors[name].copy_(parameter)
 
     @torch.no_grad()
     def update(self, updates: int) -> None:

@@ -57,7 +57,7 @@ class TrainedRun:
         """``wanted``, or by default the average (EMA) where the checkpoint has one of this role."""
         return wanted or ("ema" if role in self.checkpoint.averaged_roles else "raw")
 
-    def load_role(self, name: str, weights: Weights = "raw") -> RoleHandle:
+    def load_role(self, name: str, weights: Weights) -> RoleHandle:
         """One role with its trained weights or their average; a role that the run keeps frozen, with its original ones.
         Raises FvdError for a role that there is not, and for an average that there is not."""
         if name not in self.config.roles:

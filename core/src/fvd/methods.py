@@ -51,10 +51,10 @@ class Loss:
 class Method(nn.Module, ABC):
     """Base class of every method.
 
-    Subclasses set ``role_names`` (those of the descriptor that a run must have; ``optional_role_names`` are the others) and write `single_train_step` and, where roles move at different
-    rates, `roles_to_update`. ``run.method_config`` is the parsed `fvd.MethodConfig` that the
-    descriptor names. Buffers and parameters that a method registers on itself (an average, a counter) are saved and
-    restored with the checkpoint; gradients reach the roles' modules only.
+    Subclasses set ``role_names`` (those of the descriptor that a run must have; ``optional_role_names`` are the others) and
+    write `single_train_step` and, where roles move at different rates, `roles_to_update`. ``run.method_config`` is the parsed
+    `fvd.MethodConfig` that the descriptor names. Buffers and parameters that a method registers on itself (an average, a
+    counter) are saved and restored with the checkpoint; gradients reach the roles' modules only.
     """
 
     role_names: ClassVar[tuple[str, ...]]

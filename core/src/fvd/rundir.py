@@ -141,7 +141,8 @@ def dump_run_file(config: RunConfig) -> str:
 def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
     """Local paths made absolute, so that the file means the same from any folder. Hub ids stay."""
     for role in document["roles"].values():
-        role["path"] = _absolute_if_local(role["path"])
+        if role["path"]:  # a role that the method makes has none
+            role["path"] = _absolute_if_local(role["path"])
     pipeline = document["pipeline_config"]
     if pipeline["components_path"]:
         pipeline["components_path"] = _absolute_if_local(pipeline["components_path"])

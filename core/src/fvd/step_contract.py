@@ -24,7 +24,9 @@ def check_role_names(method: type[Method], spec: MethodSpec) -> None:
     ):
         if set(named) != wanted:
             kind = "optional roles" if wanted is optional else "roles"
-            raise _error(_title(spec.name, method), f"its {attribute} {sorted(named)} are not the descriptor's {kind} {sorted(wanted)}")
+            raise _error(
+                _title(spec.name, method), f"its {attribute} {sorted(named)} are not the descriptor's {kind} {sorted(wanted)}"
+            )
 
 
 def check_method(method: Method, spec: MethodSpec) -> None:

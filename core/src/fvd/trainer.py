@@ -28,8 +28,8 @@ from fvd.signals import StopSignals
 from fvd.step_contract import checked_losses, checked_roles_to_update
 from fvd.stopwatch import Stopwatch
 from fvd.trackers.base import TrackerGroup
-from fvd.validation.base import Artifact
 from fvd.updates import RoleUpdates, zero_gradients
+from fvd.validation.base import Artifact
 
 logger = logging.getLogger(__name__)
 

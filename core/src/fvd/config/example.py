@@ -7,14 +7,16 @@ defaults. So it is the reference of a pair's keys, and a run file to begin with.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from fvd.config.document import Key, keys_of, yaml_text
-from fvd.config.models import PipelineConfig, Recipe, RoleConfig, RunConfig, TrainingConfig
-from fvd.config.optimization import EmaConfig
+from fvd.config.models import MethodConfig, PipelineConfig, Recipe, RunConfig, SamplingLadder, TrainingConfig
+from fvd.config.optimization import IN_TRAINING, EmaSettings, OptimizerSettings, takes_setting
 from fvd.errors import PluginError
 from fvd.plugins import Plugins
 from fvd.plugins.discovery import CORE_DISTRIBUTION, LOCAL
@@ -39,8 +41,15 @@ def example_run_file(plugins: Plugins, family: str, method: str) -> str:
     pipeline_keys = keys_of(plugins.load_config("family", family))
     method_keys = keys_of(plugins.load_config("method", method))
     needs_data = _reads_folders(plugins, model)
+    config = _method_config(plugins, method, algorithm)
+    ladder = config.sampling_ladder() if config else None
     training = _training_values(model, algorithm, needs_data)
     training_keys = [key for key in keys_of(TrainingConfig) if needs_data or key.name != "data_path"]
+    if ladder:
+        training = {key: value for key, value in training.items() if key not in _ladder_values(ladder)}
+        training_keys, pipeline_keys = _as_sampled(training_keys, ladder), _as_sampled(pipeline_keys, ladder)
+    optimized = _optimized(config, algorithm, training) if config else {}
+    of_roles = _said_by_roles((optimizer for optimizer, _ in optimized.values()), training)
     pipeline_values = {**model.example.pipeline_config, **algorithm.example.pipeline_config}
     lines = [
         *_heading(model, algorithm, training if needs_data else {}),
@@ -49,9 +58,9 @@ def example_run_file(plugins: Plugins, family: str, method: str) -> str:
         f"  method: {yaml_text(method)}",
         "",
         "roles:",
-        *_roles(model, algorithm, _optimization(plugins, algorithm, training)),
+        *_roles(model, algorithm, optimized, training),
         "",
-        *_section("training", training_keys, training),
+        *_section("training", training_keys, training, dict.fromkeys(of_roles, "set here, it counts for every role; ")),
         "",
         *_section("pipeline_config", pipeline_keys, pipeline_values),
         "",
@@ -108,51 +117,102 @@ def _heading(family: FamilySpec, method: MethodSpec, training: Mapping[str, obje
     yield ""
 
 
-def _optimization(plugins: Plugins, method: MethodSpec, training: Mapping[str, object]) -> dict[str, list[str]]:
-    """The lines on optimizer and EMA of each trained role: what is so anyway, as far as the examples say what a run needs."""
-    roles = {role: RoleConfig(trainable=needs.trainable) for role, needs in method.roles.items()}
+def _method_config(plugins: Plugins, name: str, method: MethodSpec) -> MethodConfig | None:
+    """What the method's example means; None where it leaves out what is required: `fvd check` asks for it."""
+    try:
+        config = plugins.load_config("method", name).model_validate(method.example.method_config)
+    except ValidationError:
+        return None
+    return config if isinstance(config, MethodConfig) else None
+
+
+def _ladder_values(ladder: SamplingLadder) -> dict[str, object]:
+    return {
+        "validation_sampling_steps": [len(ladder.timesteps)],
+        "validation_guidance_scale": ladder.guidance_scale,
+        "sampler_kind": ladder.sampler_kind,
+    }
+
+
+def _as_sampled(keys: list[Key], ladder: SamplingLadder) -> list[Key]:
+    """A few-step student is sampled as it is trained, whatever the defaults are."""
+    values = _ladder_values(ladder)
+    return [replace(key, default=values.get(key.name, key.default)) for key in keys]
+
+
+def _optimized(
+    config: MethodConfig, method: MethodSpec, training: Mapping[str, object]
+) -> dict[str, tuple[OptimizerSettings, EmaSettings | None]]:
+    """How each trained role is optimized, as far as the examples say what a run needs."""
     try:
         run = RunConfig(
             recipe=Recipe(family="", method=method.name),
-            roles=roles,
+            roles={},
             training=TrainingConfig.model_validate(training),
             pipeline_config=PipelineConfig(),
-            method_config=plugins.load_config("method", method.name).model_validate(method.example.method_config),
-        ).with_optimization_written_out()
-    except ValidationError:  # what its author left out, `fvd check` asks for
+            method_config=config,
+        )
+    except ValidationError:
         return {}
-    lines = {}
-    for role, config in run.roles.items():
-        if config.optimizer:
-            said = config.optimizer.model_dump(mode="json", exclude_none=True)
-            shown = {name: said.pop(name) for name in _SHOWN_OF_OPTIMIZER if name in said}
-            ema = config.ema.model_dump() if isinstance(config.ema, EmaConfig) else False
-            lines[role] = [
-                f"    # optimizer: {yaml_text(shown)}",
-                f"    #       where it differs from training; further keys: {', '.join(said)}",
-                f"    # ema: {yaml_text(ema)}  # an average of its weights, {{decay: 0.999, start_step: 0}}; false = none",
-            ]
-    return lines
+    trained = [role for role, needs in method.roles.items() if needs.trainable]
+    return {role: (run.optimizer_of(role), run.ema_of(role)) for role in trained}
 
 
-def _roles(family: FamilySpec, method: MethodSpec, optimization: Mapping[str, list[str]]) -> Iterator[str]:
+def _optimization_lines(optimizer: OptimizerSettings, ema: EmaSettings | None, training: Mapping[str, object]) -> Iterator[str]:
+    """What is so anyway: the settings that people change, and those that differ from training's."""
+    values = {key: _plain(value) for key, value in asdict(optimizer).items() if takes_setting(optimizer.name, key)}
+    shown = {key: values[key] for key in _SHOWN_OF_OPTIMIZER if key in values}
+    for key, value in values.items():
+        if value != _plain(training.get(IN_TRAINING[key], _default_in_training(key))):
+            shown[key] = value
+    yield f"    # optimizer: {yaml_text(shown)}"
+    further = ", ".join(key for key in values if key not in shown)
+    yield from _remark(f"where it differs from training; further keys: {further}", "    #       ")
+    said = yaml_text(asdict(ema) if ema else False)
+    yield f"    # ema: {said}  # an average of its weights, {{decay: 0.999, start_step: 0}}; false = none"
+
+
+def _default_in_training(key: str) -> object:
+    return TrainingConfig.model_fields[IN_TRAINING[key]].get_default(call_default_factory=True)
+
+
+def _said_by_roles(optimized: Iterable[OptimizerSettings], training: Mapping[str, object]) -> set[str]:
+    """Keys of ``training:`` whose default is not what counts: the method knows better for a role."""
+    return {
+        key
+        for settings in optimized
+        for name, key in IN_TRAINING.items()
+        if key not in training and getattr(settings, name) != _default_in_training(name)
+    }
+
+
+def _roles(
+    family: FamilySpec,
+    method: MethodSpec,
+    optimized: Mapping[str, tuple[OptimizerSettings, EmaSettings | None]],
+    training: Mapping[str, object],
+) -> Iterator[str]:
     for role, needs in method.roles.items():
         path = family.example.path if needs.trainable else family.example.frozen_path or family.example.path
         said = "trained" if needs.trainable else "frozen"
         value = yaml_text({} if needs.made_by_method else {"path": path or "FOLDER_OR_HUB_ID"})
         if needs.optional:
-            yield f"  # {role}: {value}  # optional, {said}{', made by the method' if needs.made_by_method else ''}"
+            # No key in a comment: those have the value that they have anyway.
+            yield f"  # optional ({said}{', made by the method' if needs.made_by_method else ''}):  {role}: {value}"
         elif needs.made_by_method:
             yield f"  {role}: {value}  # {said}, made by the method"
         else:
             yield f"  {role}:  # {said}"
             yield f"    path: {yaml_text(path or 'FOLDER_OR_HUB_ID')}"
-            yield from optimization.get(role, [])
+            if role in optimized:
+                yield from _optimization_lines(*optimized[role], training)
 
 
-def _section(name: str, keys: list[Key], values: Mapping[str, object]) -> Iterator[str]:
-    """First the keys that have an example, then all others in comments. Values of other keys are left aside: what a method
-    suggests for a pipeline, a family may not have."""
+def _section(
+    name: str, keys: list[Key], values: Mapping[str, object], notes: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
+    """First the keys that have an example, then all others in comments, some with a note. Values of other keys are left aside:
+    what a method suggests for a pipeline, a family may not have."""
     if not keys:
         yield f"{name}: {{}}  # it has no keys"
         return
@@ -165,7 +225,13 @@ def _section(name: str, keys: list[Key], values: Mapping[str, object]) -> Iterat
     for key in keys:
         if key.name not in values and not key.required:
             value = f" {yaml_text(key.default)}" if not key.problem else ""
-            yield from _key_lines(f"  # {key.name}:{value}", key, note=f"{key.problem}; " if key.problem else "")
+            note = f"{key.problem}; " if key.problem else notes.get(key.name, "")
+            line = f"  # {key.name}:{value}"
+            if isinstance(key.default, Mapping) and len(line) > WIDTH:  # a section of its own
+                yield from _key_lines(f"  # {key.name}:", key, note=note)
+                yield from (f"  #   {inner}: {yaml_text(item)}" for inner, item in key.default.items())
+            else:
+                yield from _key_lines(line, key, note=note)
 
 
 def _plain(value: object) -> object:
@@ -183,7 +249,11 @@ def _key_lines(text: str, key: Key, note: str = "") -> Iterator[str]:
         yield f"{text}  # {remark}"
         return
     yield text
-    yield from (f"  #       {line}" for line in textwrap.wrap(remark, WIDTH - 10, break_on_hyphens=False))
+    yield from _remark(remark, "  #       ")
+
+
+def _remark(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _requirements(plugins: Plugins, family: FamilySpec, method: MethodSpec) -> Iterator[str]:

@@ -120,7 +120,7 @@ class _Reader:
         family, method = self.find_named("family"), self.find_named("method")
         self.problems += legacy.migrate(self.document, self.file, method, set(TrainingConfig.model_fields))
         roles = self.parse_roles()
-        self.check_paths_are_given(method, roles)
+        self.check_paths_are_given(method)
         families = self.role_families(family, roles)
         training = self.parse(TrainingConfig, ("training",))
         self.check_data_is_named(family)
@@ -219,11 +219,13 @@ class _Reader:
         parsed = {role: self.parse(RoleConfig, ("roles", str(role))) for role in given}
         return {role: config for role, config in parsed.items() if config is not None}
 
-    def check_paths_are_given(self, method: MethodSpec | None, roles: dict[str, RoleConfig]) -> None:
+    def check_paths_are_given(self, method: MethodSpec | None) -> None:
         """Every role is loaded from somewhere, but those that the method makes."""
-        for name, role in roles.items():
+        given = self.document.data.get("roles")
+        for name, role in given.items() if isinstance(given, dict) else ():
             needs = method.roles.get(name) if method else None
-            if not role.path and not (needs and needs.made_by_method):
+            has_no_path = role is None or (isinstance(role, dict) and role.get("path", "") == "")
+            if has_no_path and not (needs and needs.made_by_method):
                 cure = "path: a local folder in diffusers format, or a hub id."
                 self.report(("roles", name, "path"), "is required and not given", cure=cure)
 
@@ -293,7 +295,8 @@ class _Reader:
             key = (*path, *self.key_of(detail["loc"], path))
             if key not in problems:  # a union reports once for each of its branches
                 problems[key] = self.explain_one(detail, model, key, len(path))
-        return list(problems.values())
+        inside = {key[:length] for key in problems for length in range(len(path) + 1, len(key))}
+        return [problem for key, problem in problems.items() if key not in inside]  # of branches the one that fits best
 
     def key_of(self, location: tuple[int | str, ...], path: KeyPath) -> KeyPath:
         """Where in the file pydantic's location lies: it goes on into branches of unions, which are no keys."""
@@ -302,10 +305,9 @@ class _Reader:
             value = value.get(key) if isinstance(value, dict) else None
         keys: list[str] = []
         for part in location:
-            if not isinstance(value, dict) or part not in value:
-                break
-            keys.append(str(part))
-            value = value[str(part)]
+            if isinstance(value, dict) and part in value:
+                keys.append(str(part))
+                value = value[str(part)]
         return tuple(keys) or tuple(str(part) for part in location[:1])
 
     def explain_one(self, detail: Any, model: type[BaseModel], key: KeyPath, depth: int) -> Problem:

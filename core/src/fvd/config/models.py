@@ -59,7 +59,7 @@ class PipelineConfig(StrictModel):
 class SamplingLadder:
     """How a few-step student is sampled, and no other way.
 
-    timesteps: of its forwards, descending, in [0, num_train_timesteps]; before the flow shift where ``shift_timesteps`` says so.
+    timesteps: of its forwards, descending, in [0, num_train_timesteps]. shift_timesteps: they are before the flow shift.
     sampler_kind: a registered sampler that takes timesteps. guidance_scale: standard convention, 1.0 = none.
     """
 

@@ -46,7 +46,9 @@ def _roles(ctx: CheckContext) -> list[Problem]:
             problems.append(ctx.problem(f"roles.{name}", message, cure=f"Its roles: {', '.join(ctx.method.roles)}."))
         elif needs.made_by_method and role.path:
             message = f"the role {name} is made by the method {ctx.method.name}, it has no path"
-            problems.append(ctx.problem(f"roles.{name}.path", message, cure="Remove it; its weights are in the run's checkpoints."))
+            problems.append(
+                ctx.problem(f"roles.{name}.path", message, cure="Remove it; its weights are in the run's checkpoints.")
+            )
         elif role.trainable is not None and role.trainable != needs.trainable:
             wanted = "trained" if needs.trainable else "frozen"
             said = str(role.trainable).lower()

@@ -34,7 +34,7 @@ class TransformerFeatures(BlockFeatures, TextToVideo):
         grid = self.token_grid(x_t)
         if tokens.ndim != 3 or tokens.shape[1] != grid[0] * grid[1] * grid[2]:
             raise PluginError(
-                f"the transformer's blocks return {list(tokens.shape)}, which is no token for each patch of a grid {list(grid)}",
+                f"the transformer's blocks return {list(tokens.shape)}, not a token for each patch of a grid {list(grid)}",
                 cure=mistake_in_code("the adapter's"),
             )
         return tokens.transpose(1, 2).unflatten(2, grid)

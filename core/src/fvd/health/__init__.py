@@ -6,5 +6,6 @@ run begins its windows anew.
 """
 
 from fvd.health.rule import HealthRule as HealthRule
+from fvd.health.series import LowestMedian as LowestMedian
 from fvd.health.series import RecentMedian as RecentMedian
 from fvd.health.series import Rise as Rise

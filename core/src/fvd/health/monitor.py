@@ -13,7 +13,7 @@ logger = logging.getLogger("fvd.health")
 
 REPEAT_EVERY = 1000
 """Steps after which an alarm that stays on is logged again."""
-CLEAR_AFTER = 20
+CLEAR_AFTER = 50
 """Observations in a row without a finding that end an alarm: one that comes and goes is one alarm."""
 
 

@@ -40,6 +40,20 @@ class RecentMedian:
         return (self._sorted[low] + self._sorted[high]) / 2
 
 
+class LowestMedian:
+    """The lowest median of any ``window`` finite values in a row: the best level that a loss has had."""
+
+    def __init__(self, window: int) -> None:
+        self.median = RecentMedian(window)
+        self.value = math.inf
+        """Infinite until there are as many values."""
+
+    def add(self, value: float) -> None:
+        self.median.add(value)
+        if self.median.full:
+            self.value = min(self.value, self.median.value)
+
+
 class Rise:
     """How far a series of positive numbers stands above what it was a while ago.
 
@@ -57,7 +71,6 @@ class Rise:
         self._window = recent
         self._latest: deque[float] = deque()
         self._recent, self._reference = RecentMedian(recent), RecentMedian(reference)
-        self._seen = 0
 
     def add(self, value: float) -> None:
         if not math.isfinite(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class HeldOutLoss:
         self._handle = method.roles[method.sampling_plan(method.run).role]
         steps = method.adapter.num_train_timesteps
         edges = [steps * part / BINS for part in range(BINS + 1)]
-        self.midpoints = {f"t_{low:.0f}_{high:.0f}": (low + high) / 2 for low, high in zip(edges[:-1], edges[1:], strict=True)}
+        self.midpoints = {f"t_{low:.0f}_{high:.0f}": (low + high) / 2 for low, high in pairwise(edges)}
 
     @property
     def metric(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -45,5 +46,5 @@ def _strip(text: str, width: int) -> Tensor:
     """White on grey, [3, LABEL_HEIGHT, width]."""
     image = Image.new("L", (width, LABEL_HEIGHT), color=round(255 * GREY))
     ImageDraw.Draw(image).text((4, 3), text, fill=255, font=ImageFont.load_default())
-    pixels = torch.tensor(list(image.getdata()), dtype=torch.float32).reshape(LABEL_HEIGHT, width)
-    return (pixels / 255).expand(3, -1, -1)
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+    return pixels.expand(3, -1, -1)

@@ -12,6 +12,7 @@ import fvd
 from fvd.accounting import Passes
 from fvd.config.models import StrictModel
 from fvd.config.optimization import RoleDefaults
+from fvd_dmd2 import meaning
 from fvd_dmd2.gan_config import GanConfig
 from fvd_dmd2.presets import BEST_PRACTICE_ROLES, PRESETS, PresetName
 
@@ -232,6 +233,15 @@ class DMD2Config(fvd.MethodConfig):
     def expected_passes(self, run: fvd.RunConfig) -> Mapping[str, Passes]:
         return expected_passes(self, run)
 
+    def sources(self) -> Mapping[str, str]:
+        return meaning.sources(self)
+
+    def meanings(self, run: fvd.RunConfig) -> Mapping[str, str]:
+        return meaning.meanings(self, run, adversarial=DISCRIMINATOR in run.roles)
+
+    def headlines(self, run: fvd.RunConfig) -> Mapping[str, str]:
+        return meaning.headlines(self, run, adversarial=DISCRIMINATOR in run.roles)
+
 
 def expected_passes(config: DMD2Config, run: fvd.RunConfig) -> Mapping[str, Passes]:
     """Network passes of each role in one step, on average over a cycle of ``generator_update_interval`` steps."""
@@ -241,7 +251,23 @@ def expected_passes(config: DMD2Config, run: fvd.RunConfig) -> Mapping[str, Pass
     student = Passes(forwards=rollouts * (1 + _steps_before_exit(config, run.training.train_batch_size)), backwards=due)
     teacher = Passes(forwards=due * (2 if config.needs_uncond else 1), backwards=0)
     critic = Passes(forwards=due + critic_due, backwards=critic_due)
-    return {"student": student, "teacher": teacher, "critic": critic}
+    passes = {"student": student, "teacher": teacher, "critic": critic}
+    if DISCRIMINATOR in run.roles:
+        source, features = config.gan.feature_source, _feature_passes(config.gan, due, critic_due)
+        passes[source] = Passes(passes[source].forwards + features.forwards, passes[source].backwards + features.backwards)
+    return passes
+
+
+def _feature_passes(gan: GanConfig, student_due: float, critic_due: float) -> Passes:
+    """Of the network whose hidden states the discriminator looks at: the student's sample on student steps; a sample, a latent
+    of the data, and the perturbed one of the approximate R1 on critic steps."""
+    generator = student_due if gan.weight_generator else 0.0
+    perturbed = 1 if gan.r1_weight and gan.r1 == "approximate" else 0
+    forwards = generator + critic_due * (2 + perturbed)
+    if gan.train_feature_source:
+        return Passes(forwards, forwards)
+    through_data = critic_due if gan.r1_weight and gan.r1 == "exact" else 0.0
+    return Passes(forwards, generator + through_data)
 
 
 def _steps_before_exit(config: DMD2Config, batch_size: int) -> float:

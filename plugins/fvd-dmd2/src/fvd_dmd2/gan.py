@@ -1,8 +1,8 @@
-"""The adversarial branch of DMD2: a discriminator on hidden states of the teacher or the critic (arXiv:2405.14867, section 4.3).
+"""The adversarial branch of DMD2 (arXiv:2405.14867, section 4.3): a discriminator on hidden states of the teacher or the critic.
 
-    student:        x_t  = add_noise(x, noise, t)         L_G = mean softplus(−D(features(x_t)))
-    discriminator:  x_t  = add_noise(x, noise, t)
-                    x_t' = add_noise(data, noise', t')    L_D = mean softplus(D(features(x_t))) + mean softplus(−D(features(x_t')))
+    D(x, t)         = heads(features(add_noise(x, noise, t), t))
+    student:          L_G = mean softplus(−D(x, t))
+    discriminator:    L_D = mean softplus(D(x, t)) + mean softplus(−D(data, t'))
 
 Features are conditioned as the sample is, unguided.
 """
@@ -108,11 +108,9 @@ class GanBranch:
         through_x0 = torch.where(inside, x0 - leaf.detach(), 0.0) * torch.where(inside, gradient, 0.0)
         return GanLoss(self.config.weight_generator * (loss + through_x0.sum()), {"gan/generator_loss": loss})
 
-    def discriminator_loss(
-        self, x0: Tensor, real: Tensor, batch: fvd.Batch, rng: fvd.StepRandom, shared: Draw
-    ) -> GanLoss:
-        """On the student's samples ``x0``, detached, and as many of the data, ``real``, both [B, C, T, H, W]. Gradient reaches the
-        discriminator, and the source where ``train_feature_source`` says so.
+    def discriminator_loss(self, x0: Tensor, real: Tensor, batch: fvd.Batch, rng: fvd.StepRandom, shared: Draw) -> GanLoss:
+        """On the student's samples ``x0``, detached, and as many of the data, ``real``, both [B, C, T, H, W]. Gradient reaches
+        the discriminator, and the source where ``train_feature_source`` says so.
 
         Draws of a sample, in order: t and noise, where ``timestep`` is score or uniform; t and noise of the data where these are
         their own; the perturbation of the approximate R1.
@@ -154,10 +152,8 @@ class GanBranch:
     def _draw(self, x0: Tensor, rng: fvd.StepRandom) -> Draw:
         if self.config.timestep == "clean":
             return Draw(torch.zeros(len(x0), device=x0.device), torch.zeros_like(x0))
-        if self.config.timestep == "uniform":
-            t = self.adapter.num_train_timesteps * rng.rand()
-        else:
-            t = self.sample_t(rng)
+        whole_schedule = self.config.timestep == "uniform"
+        t = self.adapter.num_train_timesteps * rng.rand() if whole_schedule else self.sample_t(rng)
         return Draw(t, rng.randn_like(x0))
 
     def _at(self, x0: Tensor, draw: Draw) -> Tensor:

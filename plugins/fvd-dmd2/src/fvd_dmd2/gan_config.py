@@ -22,7 +22,7 @@ class GanConfig(StrictModel):
     feature_source: Literal["teacher", "critic"] = "teacher"
     """Whose hidden states the discriminator looks at."""
     train_feature_source: bool = False
-    """critic: whether the discriminator's loss trains the critic's network too (official DMD2). The heads alone learn otherwise."""
+    """critic: whether the discriminator's loss trains the critic's network too (official DMD2), or the heads alone."""
     layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
     """Blocks after which it looks, counted from 0. Default: three, spaced over the second half: [15, 22, 29] of 30."""
 

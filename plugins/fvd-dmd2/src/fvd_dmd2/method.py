@@ -4,6 +4,9 @@
     student:  x_t = add_noise(x, noise, t),  F = critic.predict_x0,  R = guided teacher.predict_x0,  dL/dx = (F − R) / w / numel
     critic:   predict(add_noise(x, noise', t'), t') regresses on training_target(x, noise', t')
 
+Where the run file names the role discriminator, the student's loss has an adversarial term, and the discriminator learns beside
+the critic (section 4.3; `fvd_dmd2.gan`).
+
 Draws, in order. Of the step: the exit step where all samples share it; then the score timestep where they share that. Of each
 sample: the rollout's (see `DMD2Method.roll_out`), then those of the student's loss when it is due (t, noise, then the
 adversarial term's), the rollout's again where the critic has one of its own, then the critic's (t, noise), then the
@@ -25,7 +28,9 @@ from fvd.flow import expand_to
 from fvd.losses import distribution_matching_loss, matching_gradient, mean_per_sample, regression_loss, squared_error
 from fvd.metrics import MetricValue, per_bin
 from fvd.rollouts import simulate
-from fvd_dmd2.config import DMD2Config
+from fvd_dmd2.config import DISCRIMINATOR, DMD2Config
+from fvd_dmd2.gan import Draw, GanBranch, build_discriminator
+from fvd_dmd2.health import rules
 from fvd_dmd2.scores import ScoreTimesteps, Teacher
 
 LADDER_TIMESTEPS = 1000
@@ -46,10 +51,11 @@ class Rollout:
 
 
 class DMD2Method(fvd.Method):
-    """Roles ``student`` and ``critic`` (trained), ``teacher`` (frozen). Any batch size; samples do not influence each other,
-    unless the run file asks for it (``normalizer: batch``)."""
+    """Roles ``student`` and ``critic`` (trained), ``teacher`` (frozen), and where the run file names it ``discriminator``
+    (trained). Any batch size; samples do not influence each other, unless the run file asks for it (``normalizer: batch``)."""
 
     role_names = ("student", "teacher", "critic")
+    optional_role_names = (DISCRIMINATOR,)
 
     def __init__(self, *, run: fvd.RunConfig, roles: fvd.RoleManager, adapter: fvd.Adapter) -> None:
         super().__init__(run=run, roles=roles, adapter=adapter)
@@ -67,15 +73,37 @@ class DMD2Method(fvd.Method):
         self.critic_timesteps = ScoreTimesteps.of_critic(config, adapter)
         ladder = torch.tensor(config.trained_steps, dtype=torch.float32, device=adapter.device)
         self.ladder = adapter.shift_and_clamp_timestep(ladder) if config.warp_denoising_step else ladder
+        self.gan = self._gan_branch() if DISCRIMINATOR in roles else None
 
     # --- what the method declares ---
     def roles_to_update(self, iteration: int) -> Sequence[str]:
         student = ["student"] if self.config.student_is_due(iteration) else []
-        return student + (["critic"] if self.config.critic_is_due(iteration) else [])
+        observers = ["critic", DISCRIMINATOR] if self.gan else ["critic"]
+        return student + (observers if self.config.critic_is_due(iteration) else [])
 
     @classmethod
     def latents_source(cls, run: fvd.RunConfig) -> LatentsSource:
-        return "zeros" if cast(DMD2Config, run.method_config).rollout_mode == "simulate" else "data"
+        """Text is enough where nothing looks at real latents."""
+        simulates = cast(DMD2Config, run.method_config).rollout_mode == "simulate"
+        return "zeros" if simulates and DISCRIMINATOR not in run.roles else "data"
+
+    @classmethod
+    def build_roles(
+        cls,
+        *,
+        run: fvd.RunConfig,
+        roles: fvd.RoleManager,
+        adapter: fvd.Adapter,
+        latent_shape: tuple[int, int, int, int],
+    ) -> list[fvd.RoleHandle]:
+        """The discriminator."""
+        config = cast(DMD2Config, run.method_config).gan
+        source = adapter.bind(roles[config.feature_source])
+        return [build_discriminator(DISCRIMINATOR, config, source, seed=run.training.seed)]
+
+    def health_rules(self) -> Sequence[fvd.HealthRule]:
+        training = self.run.training
+        return rules(self.config, samples_a_step=training.train_batch_size * training.gradient_accumulation_steps)
 
     def panel(self) -> fvd.PanelRequest:
         """What teacher and critic make of the student's samples."""
@@ -108,7 +136,11 @@ class DMD2Method(fvd.Method):
         if critic_is_due:
             if student_is_due and not self.config.reuse_rollout:
                 rollout = self.roll_out(batch, rng, with_grad=False)
-            yield self.critic_loss(rollout, batch, rng)
+            draw = Draw(self.critic_timesteps.sample(rng), rng.randn_like(rollout.x0))
+            yield self.critic_loss(rollout, draw, batch)
+            if self.gan:
+                gan = self.gan.discriminator_loss(rollout.x0, batch.latents, batch, rng, draw)
+                yield fvd.Loss("discriminator_loss", gan.value, role=DISCRIMINATOR, metrics=gan.metrics)
 
     def roll_out(self, batch: fvd.Batch, rng: fvd.StepRandom, *, with_grad: bool) -> Rollout:
         """The student's samples, from pure noise along its ladder, or in one step from noised data. Gradient, where wanted,
@@ -136,9 +168,10 @@ class DMD2Method(fvd.Method):
 
     def student_loss(self, x0: Tensor, batch: fvd.Batch, rng: fvd.StepRandom) -> fvd.Loss:
         """Distribution matching (arXiv:2405.14867, eq. 2) on ``x0``, which carries the student's graph."""
-        t = self.score_timesteps.sample(rng)
+        draw = Draw(self.score_timesteps.sample(rng), rng.randn_like(x0))
+        t = draw.t
         with torch.no_grad():
-            x_t = self.adapter.add_noise(x0, rng.randn_like(x0), t)
+            x_t = self.adapter.add_noise(x0, draw.noise, t)
             fake_x0 = self.critic.predict_x0(x_t, t, batch.cond)
             real = self.teacher.predict_x0(x_t, t, batch)
         gradient = matching_gradient(
@@ -166,14 +199,16 @@ class DMD2Method(fvd.Method):
             metrics |= moments("teacher_cond", real.cond_x0, gradient.kept)
         if self.latents_source(self.run) == "data":
             metrics |= moments("data", batch.latents, gradient.kept)
+        if self.gan and self.config.gan.weight_generator:
+            gan = self.gan.generator_loss(x0, batch, rng, draw)
+            value = value + gan.value
+            metrics |= gan.metrics
         counts = {"dmd2/non_finite_samples": (~gradient.kept).sum()}
         return fvd.Loss("student_loss", value, role="student", metrics=metrics, counts=counts)
 
-    def critic_loss(self, rollout: Rollout, batch: fvd.Batch, rng: fvd.StepRandom) -> fvd.Loss:
+    def critic_loss(self, rollout: Rollout, draw: Draw, batch: fvd.Batch) -> fvd.Loss:
         """The critic learns to denoise the student's samples, which carry no gradient."""
-        x0, adapter = rollout.x0, self.adapter
-        t = self.critic_timesteps.sample(rng)
-        noise = rng.randn_like(x0)
+        x0, t, noise, adapter = rollout.x0, draw.t, draw.noise, self.adapter
         x_t = adapter.add_noise(x0, noise, t)
         if self.config.critic_target == "native":
             prediction, target = self.critic.predict(x_t, t, batch.cond), adapter.training_target(x0, noise, t)
@@ -189,6 +224,11 @@ class DMD2Method(fvd.Method):
         return fvd.Loss("critic_loss", value, role="critic", metrics=metrics)
 
     # --- its parts ---
+    def _gan_branch(self) -> GanBranch:
+        config = self.config.gan
+        source = self.adapter.bind(self.roles[config.feature_source])
+        return GanBranch(config, self.adapter, self.roles[DISCRIMINATOR], source, self.score_timesteps.sample)
+
     def choose_exit_steps(self, rng: fvd.StepRandom) -> list[int]:
         """On which rung of the ladder each sample is trained."""
         count = len(self.ladder)

@@ -42,6 +42,9 @@ def fvd_methods() -> list[fvd.MethodSpec]:
                 "student": fvd.RoleNeeds(trainable=True, needs={"predict_x0"}),
                 "teacher": fvd.RoleNeeds(trainable=False, needs={"predict_x0"}),
                 "critic": fvd.RoleNeeds(trainable=True, needs={"predict", "predict_x0"}),
+                "discriminator": fvd.RoleNeeds(
+                    trainable=True, needs={"features", "feature_widths"}, optional=True, made_by_method=True
+                ),
             },
             needs={
                 "prepare_batch",
@@ -71,35 +74,6 @@ def fvd_methods() -> list[fvd.MethodSpec]:
 @fvd.hookimpl
 def fvd_check_config(ctx: CheckContext) -> list[fvd.Problem]:
     """What a valid run file means, where that is easily misread."""
-    from fvd_dmd2.config import DMD2Config  # pydantic: only here, where a run file has been parsed
+    from fvd_dmd2.check import check_run_file  # pydantic: only here, where a run file has been parsed
 
-    config = ctx.run.method_config
-    if not isinstance(config, DMD2Config):  # another method, of whatever name
-        return []
-    given = config.real_score_guidance_scale
-    said = "default" if given is None else f"{given:g} ({config.guidance_convention})"
-    findings = [
-        ctx.problem(
-            "method_config.real_score_guidance_scale",
-            f"{said} = {config.standard_guidance_scale:g} standard",
-            severity="note",
-        )
-    ]
-    if len(config.trained_steps) < len(config.dmd_denoising_steps):
-        findings.append(
-            ctx.problem(
-                "method_config.dmd_denoising_steps",
-                f"the trailing 0 ends the ladder and is not trained on; the student has {len(config.trained_steps)} steps",
-                severity="note",
-            )
-        )
-    if config.cfg_uncond.text == "keep" and config.standard_guidance_scale != 1:
-        findings.append(
-            ctx.problem(
-                "method_config.cfg_uncond.text",
-                "with `keep` the unconditional prediction is the conditional one: the teacher is not guided",
-                cure="Use `negative_prompt` or `zero`, or set the guidance scale to none.",
-                severity="warning",
-            )
-        )
-    return findings + ctx.check_attn_kind("student", config.attn_kind)
+    return list(check_run_file(ctx))

@@ -26,8 +26,10 @@ class Preset:
 def _both(
     student: Mapping[str, object], critic: Mapping[str, object] | None = None, *, ema: Mapping[str, object] | None = None
 ) -> dict[str, Mapping[str, object]]:
-    """The critic's optimizer is the student's but for what is said; ``ema`` is the student's."""
-    return {"student": {"optimizer": student, "ema": ema}, "critic": {"optimizer": {**student, **(critic or {})}}}
+    """The critic's optimizer is the student's but for what is said, and the discriminator's is the critic's; ``ema`` is the
+    student's."""
+    observer = {"optimizer": {**student, **(critic or {})}}
+    return {"student": {"optimizer": student, "ema": ema}, "critic": observer, "discriminator": observer}
 
 
 BEST_PRACTICE_ROLES: Mapping[str, Mapping[str, object]] = {
@@ -64,6 +66,14 @@ PRESETS: Mapping[PresetName, Preset] = {
             "score_timestep_range": "inside",
             "score_timestep_shift": 1.0,
             "critic_timestep_range": "full",
+            "gan": {
+                "weight_generator": 5e-3,
+                "weight_discriminator": 1e-2,
+                "feature_source": "critic",
+                "train_feature_source": True,
+                "timestep": "uniform",
+                "real_timestep": "own",
+            },
         },
         roles=_both({"learning_rate": 5e-7, "betas": (0.9, 0.999), "weight_decay": _DECAY, "max_grad_norm": 10.0}),
     ),
@@ -128,6 +138,7 @@ PRESETS: Mapping[PresetName, Preset] = {
             "max_timestep_ratio": 0.999,
             "critic_timestep_range": "score",
             "critic_target": "x0",
+            "gan": {"weight_generator": 0.03, "weight_discriminator": 1.0, "feature_source": "teacher", "timestep": "shared"},
         },
         roles=_both(
             {"learning_rate": 1e-5, "betas": (0.9, 0.999), "weight_decay": _DECAY, "max_grad_norm": 10.0},
@@ -141,6 +152,7 @@ PRESETS: Mapping[PresetName, Preset] = {
             "warp_denoising_step": False,
             "rollout_mode": "simulate",
             "early_exit": False,
+            "step_choice": "batch",
             "reuse_rollout": False,
             "separate_graphs": False,
             "guidance_convention": "standard",

@@ -39,8 +39,8 @@ class FinetuneMethod(fvd.Method):
         noise = rng.randn_like(prepared.latents)
         losses = self.regression(prepared, t, noise)
 
-        metrics = {"sigma": t.mean() / steps, **fvd.per_bin("loss", losses, t, steps)}
-        yield fvd.Loss("loss", losses.mean(), role="student", metrics=metrics)
+        bins = fvd.per_bin("loss", losses, t, steps)
+        yield fvd.Loss("loss", losses.mean(), role="student", metrics={"sigma": t.mean() / steps, **bins})
 
     def sample_u(self, rng: fvd.StepRandom) -> Tensor:
         """u [B] in [0, 1], one draw a sample; large u is low noise."""

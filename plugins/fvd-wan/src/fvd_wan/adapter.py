@@ -67,9 +67,7 @@ class WanAdapter(TransformerFeatures, fvd.TextToVideoAdapter):
     def _run_experts(self, handle: fvd.RoleHandle, x_t: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
         """Each sample through the expert of its timestep."""
         experts = self._samples_of_experts(t)
-        outputs = [
-            self._run(handle.modules[name], x_t[index], t[index], embeddings[index]) for name, index in experts.items()
-        ]
+        outputs = [self._run(handle.modules[name], x_t[index], t[index], embeddings[index]) for name, index in experts.items()]
         return torch.cat(outputs)[torch.cat(list(experts.values())).argsort()]
 
     def _samples_of_experts(self, t: Tensor) -> dict[str, Tensor]:

@@ -122,8 +122,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 METHODS = {
     "family": ("__init__", "load_role", "build_adapter", "data_spec", "build_encoders", "shard_units", "export"),
     "method": (
-        "build", "build_roles", "optimizer_specs", "single_train_step", "roles_to_update", "latents_source", "sampling_plan", "on_train_start",
-        "on_step_end", "validation_request",
+        "build", "build_roles", "optimizer_specs", "single_train_step", "roles_to_update", "latents_source", "sampling_plan",
+        "on_train_start", "on_step_end", "validation_request",
     ),
     "validator": ("__init__", "on_train_start", "log_validation"),
 }  # fmt: skip

@@ -65,7 +65,9 @@ def _check_forward(bench: FamilyBench, view: RoleView, layers: list[int], found:
         require_close(feature, expected, "predict_x0_with_features must give the features of features")
     require_close(view.predict_x0(x_t, t, cond), plain, "predict_x0 must be the same after features have been asked for")
     for position in range(len(x_t)):
-        alone = view.features(x_t[position : position + 1], t[position : position + 1], bench.single(position).cond, layers=layers)
+        alone = view.features(
+            x_t[position : position + 1], t[position : position + 1], bench.single(position).cond, layers=layers
+        )
         for feature, expected in zip(alone, found, strict=True):
             require_close(feature[0], expected[position], "features of a batch must be those of its samples")
 

@@ -70,9 +70,7 @@ class MethodBench:
             plugins=subject.plugins,
             family=family,
             method=subject.name,
-            models={
-                role: (f"random:{number}", spec.roles[role].trainable) for number, role in enumerate(spec.required_roles)
-            },
+            models={role: (f"random:{number}", spec.roles[role].trainable) for number, role in enumerate(spec.required_roles)},
             pipeline_config=pipeline.model_validate(suggested),
             method_config=method_config,
             training={

@@ -73,9 +73,7 @@ def _allowed(spec: MethodSpec, role: str) -> frozenset[str]:
     role's weights), what any role needs counts: all are of one family. What is needed for the sake of a role that the method
     makes may be called on all."""
     named = [
-        needs
-        for name, needs in spec.roles.items()
-        if role in (name, "") or role not in spec.roles or needs.made_by_method
+        needs for name, needs in spec.roles.items() if role in (name, "") or role not in spec.roles or needs.made_by_method
     ]
     return frozenset(spec.needs).union(*(needs.needs for needs in named))
 

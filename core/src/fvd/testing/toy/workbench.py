@@ -52,30 +52,31 @@ def toy_method(
     *,
     family: MixtureFamily | None = None,
     training: Mapping[str, object] | None = None,
+    roles: Mapping[str, Mapping[str, object]] | None = None,
     made: Sequence[str] = (),
 ) -> AnyMethod:
     """A built method. Trained roles are random networks, all equal at first; frozen ones are the exact denoiser.
 
-    trainable: role name -> whether it is trained. training: keys of that section of a run file. made: the roles that the
-    method makes itself.
+    trainable: role name -> whether it is trained. training: keys of that section of a run file. roles: of a role, what a run
+    file would say besides, ``{"critic": {"path": "random:1", "optimizer": {"learning_rate": 1e-3}}}``. made: the roles that
+    the method makes itself.
     """
     family = family or toy_family()
+    said = {
+        name: {"path": "random" if trained else "analytic", "trainable": trained} for name, trained in trainable.items()
+    } | {name: {"trainable": True} for name in made}
     run = fvd.RunConfig(
         recipe=Recipe(family=family.name, method="under_test"),
-        roles={
-            name: fvd.RoleConfig(path="random" if trained else "analytic", trainable=trained)
-            for name, trained in trainable.items()
-        }
-        | {name: fvd.RoleConfig(trainable=True) for name in made},
+        roles={name: fvd.RoleConfig.model_validate({**role, **(roles or {}).get(name, {})}) for name, role in said.items()},
         training=fvd.TrainingConfig.model_validate({"output_dir": "unused", "max_train_steps": 100} | dict(training or {})),
         pipeline_config=family.config,
         method_config=method_config,
     )
-    roles = fvd.RoleManager([family.load_role(name, role) for name, role in run.roles.items() if role.path])
-    adapter = family.build_adapter(roles)
+    handles = fvd.RoleManager([family.load_role(name, role) for name, role in run.roles.items() if role.path])
+    adapter = family.build_adapter(handles)
     latent_shape = adapter.latent_shape(_ANY_SIZE)
-    add_made_roles(made, method_class, run=run, roles=roles, adapter=adapter, latent_shape=latent_shape)
-    method = method_class.build(run=run, roles=roles, adapter=adapter)
+    add_made_roles(made, method_class, run=run, roles=handles, adapter=adapter, latent_shape=latent_shape)
+    method = method_class.build(run=run, roles=handles, adapter=adapter)
     method.on_train_start()
     return method
 
@@ -114,7 +115,7 @@ def toy_run_samples(run_dir: str | Path, count: int, *, prompt: str = "", plugin
     if not isinstance(run.family, MixtureFamily):
         raise fvd.FvdError(f"{run_dir} is a run of the family {run.config.recipe.family}, which is no toy")
     plan = run.sampling_plan
-    handle = run.load_role(plan.role)
+    handle = run.load_role(plan.role, run.weights_of(plan.role, None))
     adapter = run.family.build_adapter(fvd.RoleManager([handle]))
     adapter.ensure_negative_conditioning()
     cond, uncond = adapter.encode_prompts([prompt] * count), adapter.negative_conditioning(count)

@@ -12,3 +12,6 @@ class ConsistencyConfig(fvd.MethodConfig):
     """Of the average of the student that is the target."""
     ladder: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1000.0, 500.0)
     """Timesteps at which the student is sampled, descending."""
+
+    def sampling_ladder(self) -> fvd.SamplingLadder:
+        return fvd.SamplingLadder(sampler_kind="sde", timesteps=self.ladder)

@@ -19,11 +19,6 @@ class Consistency(fvd.Method):
         self.average = nn.ModuleDict(copy.deepcopy(student.modules)).requires_grad_(False)
         self.target = adapter.bind(fvd.RoleHandle("average", student.family, False, dict(self.average)))
 
-    @classmethod
-    def sampling_plan(cls, run: fvd.RunConfig) -> fvd.SamplingPlan:
-        ladder = run.method_config.ladder
-        return fvd.SamplingPlan(role="student", sampler_kind="sde", sampling_steps=(len(ladder),), sampling_timesteps=ladder)
-
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
         adapter = self.adapter
         prepared = adapter.prepare_batch(batch, latents_source="data")
