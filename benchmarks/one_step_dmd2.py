@@ -42,11 +42,11 @@ POINTS = 4000
 """Drawn of each distribution that is compared: two draws of the truth are 0.000 ± 0.001 apart."""
 
 ONE_STEP: dict[Predicts, tuple[float, ...]] = {"velocity": (1000.0,), "noise": (750.0,)}
-"""Where the student's one step is told that it is. At the last timestep of the DDPM schedule the signal is 0.006 of x_t, and a
-loss on noise asks next to nothing of x0 there: so one-step students of networks that predict noise are conditioned at an
-earlier one (399 in official DMD2 for SDXL), and start from pure noise all the same."""
-
-FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
+FOUR_STEPS: dict[Predicts, tuple[float, ...]] = {"velocity": (1000.0, 750.0, 500.0, 250.0), "noise": (750.0, 600.0, 400.0, 200.0)}
+SCORES: dict[Predicts, dict[str, float]] = {"velocity": {}, "noise": {"max_timestep_ratio": 0.75}}
+"""Ladders, and where scores are compared. At the end of the DDPM schedule the signal is 0.006 of x_t, and a loss on noise asks
+next to nothing of x0 there, of the finetuned network as of the critic. So the student starts from pure noise and is told an
+earlier timestep (399 in official DMD2's one-step SDXL), and no scores are compared above it."""
 
 
 def true_points(family: MixtureFamily, seed: int = 99) -> Tensor:
@@ -88,7 +88,7 @@ def dmd2(
     config: further keys of ``method_config:``."""
     settings = DMD2Config.model_validate({"dmd_denoising_steps": ladder, "real_score_guidance_scale": 0.0, **config})
     roles = {
-        "student": {"path": str(start), "optimizer": {"learning_rate": 5e-4, "lr_scheduler": "cosine"}},
+        "student": {"path": str(start), "optimizer": {"learning_rate": 1e-3, "lr_scheduler": "cosine"}, "ema": {"decay": 0.95}},
         "critic": {"path": str(start), "optimizer": {"learning_rate": 1e-3}},
     }
     trainable = {"student": True, "teacher": False, "critic": True}

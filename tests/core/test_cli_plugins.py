@@ -49,7 +49,7 @@ def install(tmp_path, monkeypatch):
 
 
 FIRST_PARTY = {"fvd-wan", "fvd-dmd2", "fvd-finetune"}
-CORE_PROVIDES = "sampler:ode, sampler:sde, validator:video, dataset_kind:parquet, tracker:wandb, tracker:tensorboard"
+CORE_PROVIDES = "sampler:ode, sampler:sde, sampler:ddim, validator:video, dataset_kind:parquet, tracker:wandb, tracker:tensorboard"
 
 
 CONFIG = '''
@@ -134,7 +134,7 @@ def test_list_of_one_kind(install, capsys):
     install_some(install)
     document = json.loads(output(capsys, "list", "--json", "--kind", "sampler"))
     assert [(plugin["name"], plugin["provides"]) for plugin in document["plugins"]] == [
-        ("core", ["sampler:ode", "sampler:sde"])
+        ("core", ["sampler:ode", "sampler:sde", "sampler:ddim"])
     ]
     lines = output(capsys, "list", "--kind", "family").splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["ltx"]
@@ -290,7 +290,7 @@ def test_show_what_is_not_there(install, capsys):
     assert main(["plugins", "show", "nosuch"]) == 1
     _, plugins, components = capsys.readouterr().err.splitlines()
     assert plugins == "Plugins: algo, ltx, core, hunyuan, old."
-    assert components.startswith("Components: dataset_kind:parquet, family:ltx, method:easy, method:hard, sampler:ode")
+    assert components.startswith("Components: dataset_kind:parquet, family:ltx, method:easy, method:hard, sampler:ddim")
 
 
 def test_matrix(install, capsys):
@@ -399,7 +399,7 @@ def test_doctor_for_people(install, capsys):
     blamed = [line for line in lines if line.startswith("  ✗ ")]
     assert [line.partition(": ")[0] for line in blamed] == ["  ✗ P09 ltx (acme-ltx 1.0)"] * 2  # its target and its config
     usable, pages, verdict = lines[-3:]
-    assert usable == "2 of 3 plugins usable, 6 components loaded"
+    assert usable == "2 of 3 plugins usable, 7 components loaded"
     assert pages == "  `fvd plugins explain P09` says more"
     assert verdict.startswith("2 problems")
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from torch.nn import functional
 
 import fvd
 from fvd.adversarial import generator_loss
+from fvd.cli.main import main
+from fvd.testing.conformance.runs import read_metrics, read_tensors
 from fvd.testing.steps import step_random
 from fvd.testing.toy.workbench import toy_batch, toy_family
 from fvd_dmd2.gan import Draw, GanBranch, build_discriminator, chosen_layers
@@ -344,3 +350,56 @@ def test_r1_flattens_the_discriminator_at_the_data(r1):
         (slope,) = torch.autograd.grad(bench.discriminator.modules["heads"](features).sum(), x_t)
         slopes[weight] = slope.square().flatten(1).sum(dim=1).mean().item()
     assert slopes[30.0] < 0.4 * slopes[0.0]
+
+
+# --- a run ---
+def write(folder: Path, output: str, *, teacher: str = "random:3", steps: int = 4, gan: dict[str, Any] | None = None) -> Path:
+    document = {
+        "recipe": {"family": "toy", "method": "dmd2"},
+        "roles": {
+            "student": {"path": "random"},
+            "teacher": {"path": teacher},
+            "critic": {"path": "random"},
+            "discriminator": {},
+        },
+        "training": {
+            "output_dir": str(folder / output),
+            "max_train_steps": steps,
+            "train_batch_size": 8,
+            "training_state_checkpointing_steps": 2,
+        },
+        "method_config": {"dmd_denoising_steps": [1000, 500], "generator_update_interval": 2, "gan": gan or {}},
+    }
+    path = folder / f"{output}.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("teacher", "gan"),
+    [
+        ("random:3", {}),
+        ("random:3", {"timestep": "uniform", "real_timestep": "own", "r1_weight": 1.0, "r1": "exact"}),
+        ("analytic", {"feature_source": "critic", "train_feature_source": True, "r1_weight": 1.0}),
+    ],
+)
+def test_a_run_trains_the_discriminator_and_resumes(tmp_path, teacher, gan):
+    assert main(["run", str(write(tmp_path, "straight", teacher=teacher, gan=gan))]) == 0
+    for steps in (2, 4):
+        assert main(["run", str(write(tmp_path, "halves", teacher=teacher, gan=gan, steps=steps))]) == 0
+    one, other = (read_tensors(tmp_path / name / "checkpoints" / "step-00000004") for name in ("straight", "halves"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any("discriminator" in name and "heads" in name for name in one)
+    rows = [row for row in read_metrics(tmp_path / "straight") if "train/discriminator_loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    # At random heads nothing is known: both sides of log 2.
+    assert rows[0]["train/gan/discriminator_loss"] == pytest.approx(1.386, abs=0.5)
+    assert ["train/gan/generator_loss" in row for row in rows] == [False, True, False, True]
+
+
+def test_the_exact_denoiser_as_source_is_refused_with_the_cure(tmp_path, capsys):
+    assert main(["run", str(write(tmp_path, "run", teacher="analytic"))]) == 1
+    said = capsys.readouterr().err
+    assert "exact denoiser" in said
+    assert "take the features from another one" in said

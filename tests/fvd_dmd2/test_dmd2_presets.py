@@ -47,6 +47,7 @@ FLOW_SHIFT = 3.0
 """No preset's own, so that a preset that takes the wrong one shows."""
 INTERVAL = 5
 TOLERANCE = 1e-6
+"""F - R is of size sigma where F and R are of size 1: at t = 50 rounding alone is this much; no step here has so small a t."""
 VISIBLE = 1e-4
 """Whole timesteps instead of real ones change a gradient by 5e-4; every other convention by more than 1e-3."""
 

@@ -152,11 +152,13 @@ def _role_knobs(name: str, role: RoleConfig, run: RunConfig, sources: _Sources) 
     def own(key: str, otherwise: str) -> str:
         return sources.place(("roles", name, key)) if sources.says(("roles", name, key)) else otherwise
 
-    yield knob("family", role.family, own("family", "recipe.family"), "")
+    method, verb = sources.method, "trained" if role.trainable else "frozen"
     if role.path:
+        yield knob("family", role.family, own("family", "recipe.family"), "")
         yield knob("path", role.path, own("path", DEFAULT), "")
-    trained = "trained" if role.trainable else "frozen"
-    yield knob("trainable", role.trainable, own("trainable", f"method {sources.method}"), f"{trained} by {sources.method}")
+    else:
+        verb = f"made and {verb}"
+    yield knob("trainable", role.trainable, own("trainable", f"method {method}"), f"{verb} by {method}")
     if not role.trainable:
         return
     settings, defaults = run.optimizer_of(name), run.method_config.role_defaults(name).ema

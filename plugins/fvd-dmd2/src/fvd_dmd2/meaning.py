@@ -190,7 +190,7 @@ def _gradient(config: DMD2Config, run: fvd.RunConfig) -> dict[str, str]:
     }[config.normalizer]
     return {
         "normalizer": f"w = mean |x - R| over {over}",
-        "normalizer_guard": f"g = (F - R) / {guarded if guarded == 'w' else f'({guarded})'}; non-finite samples are dropped",
+        "normalizer_guard": f"g = (F - R) / {f'({guarded})' if config.normalizer_guard == 'add' else guarded}; non-finite samples are dropped",
         "normalizer_epsilon": f"in {guarded}",
         "critic_target": {
             "native": "mean (output - target)^2 of what the network predicts; for flow matching noise - x0",
