@@ -42,7 +42,10 @@ POINTS = 4000
 """Drawn of each distribution that is compared: two draws of the truth are 0.000 ± 0.001 apart."""
 
 ONE_STEP: dict[Predicts, tuple[float, ...]] = {"velocity": (1000.0,), "noise": (750.0,)}
-FOUR_STEPS: dict[Predicts, tuple[float, ...]] = {"velocity": (1000.0, 750.0, 500.0, 250.0), "noise": (750.0, 600.0, 400.0, 200.0)}
+FOUR_STEPS: dict[Predicts, tuple[float, ...]] = {
+    "velocity": (1000.0, 750.0, 500.0, 250.0),
+    "noise": (750.0, 600.0, 400.0, 200.0),
+}
 SCORES: dict[Predicts, dict[str, float]] = {"velocity": {}, "noise": {"max_timestep_ratio": 0.75}}
 """Ladders, and where scores are compared. At the end of the DDPM schedule the signal is 0.006 of x_t, and a loss on noise asks
 next to nothing of x0 there, of the finetuned network as of the critic. So the student starts from pure noise and is told an
