@@ -83,7 +83,7 @@ def run(
     found = {candidate: Runs() for candidate in CANDIDATES}
     for turn in range(rounds):
         for candidate, runs in found.items():
-            out = folder / f"{candidate}-{case.interval}-{turn}"
+            out = folder / f"{candidate}-{case.interval}-{steps}-{turn}"
             config = method_config(candidate, case)
             document = run_document(folder, SIZES[size], method="dmd2", roles=DMD2_ROLES, steps=steps, method_config=config)
             run_file = save_run_file(folder / f"{candidate}-{case.interval}.yaml", document)
@@ -130,23 +130,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Cost of DMD2's schedule.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--size", default="2m", help="of the networks whose time is taken")
-    parser.add_argument("--memory-size", default="long")
+    parser.add_argument("--intervals", nargs="+", type=int, default=[case.interval for case in CASES])
+    parser.add_argument("--size", choices=SIZES, default="2m", help="of the networks whose time is taken")
+    parser.add_argument("--memory-size", choices=SIZES, default="long", help="of those whose memory is")
     parser.add_argument("--check", action="store_true", help="exit 1 above a target")
     options = parser.parse_args()
     kept = []
     with tempfile.TemporaryDirectory() as name:
-        timed, weighed = (
-            write_inputs(Path(name, f"{use}-{size}"), size)
-            for use, size in (("time", options.size), ("memory", options.memory_size))
-        )
-        for case in CASES:
-            kept.append(report_times(case, run(timed, options.size, case, rounds=options.rounds, steps=options.steps)))
-        for case in CASES:
+        inputs = {size: write_inputs(Path(name, size), size) for size in {options.size, options.memory_size}}
+        for case in (case for case in CASES if case.interval in options.intervals):
+            found = run(inputs[options.size], options.size, case, rounds=options.rounds, steps=options.steps)
+            kept.append(report_times(case, found))
             steps = max(MEMORY_STEPS, case.interval + 1)
-            kept.append(
-                report_memory(case, run(weighed, options.memory_size, case, rounds=1, steps=steps, environment=RETURN_FREED))
-            )
+            size = options.memory_size
+            found = run(inputs[size], size, case, rounds=1, steps=steps, environment=RETURN_FREED)
+            kept.append(report_memory(case, found))
     print(f"{machine()}; {options.rounds} runs of {options.steps} steps")
     return int(options.check and not all(kept))
 

@@ -151,8 +151,8 @@ def report(predicts: Predicts, seeds: Sequence[int], steps: int) -> None:
         with tempfile.TemporaryDirectory() as name:
             method = finetuned(family, Path(name) / "start", seed=seed)
             start = distance(toy_samples(method.adapter, method.roles["student"], POINTS), family)
-            one = gain(family, Path(name) / "start", ONE_STEP[predicts], seed=seed, steps=steps)
-            four = gain(family, Path(name) / "start", FOUR_STEPS, seed=seed, steps=steps)
+            one = gain(family, Path(name) / "start", ONE_STEP[predicts], seed=seed, steps=steps, **SCORES[predicts])
+            four = gain(family, Path(name) / "start", FOUR_STEPS[predicts], seed=seed, steps=steps, **SCORES[predicts])
         figures = [f"{figure:.4f}" for figure in (start, one.before, one.after)]
         rows.append([seed, *figures, f"{one.ratio:.0f}", f"{four.before:.4f}", f"{four.after:.4f}", f"{four.ratio:.0f}"])
         rows[-1].append(f"{time.process_time() - started:.0f} s")

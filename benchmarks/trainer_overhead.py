@@ -4,7 +4,7 @@
 
 Both do the same: the same files of model and data, the same network class, batch, optimizer, clipping, average of weights and
 passes (which are counted), and both log every step and save at the end. They are processes of their own, in turns, so that a
-busy machine slows both alike. Compared are
+busy machine slows both alike; the first of them may have bytecode to write. Compared are
 
 - CPU seconds (user and system, all threads) from the process's start to the end of the first step;
 - seconds from one step's end to the next one's: the least of each kind of step. Steps of DMD2 differ in whether the student
@@ -56,11 +56,9 @@ def commands(folder: Path, method: str, size: str, steps: int, turn: int) -> dic
 
 def compare(folder: Path, method: str, size: str, *, rounds: int, steps: int) -> dict[str, Runs]:
     found = {"fvd": Runs(), "by hand": Runs()}
-    for turn in range(rounds + 1):
-        for name, (command, out) in commands(folder, method, size, steps if turn else 2, turn).items():
-            seen = observed(command, out, folder / "site")
-            if turn > 0:  # the first one writes bytecode
-                found[name].add(*seen)
+    for turn in range(rounds):
+        for name, (command, out) in commands(folder, method, size, steps, turn).items():
+            found[name].add(*observed(command, out, folder / "site"))
     return found
 
 

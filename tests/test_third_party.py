@@ -85,7 +85,7 @@ WAN_MODULES = {
             def on_train_start(self, request):
                 self.shape = self.context.latent_shape
                 assert self.context.adapter.encode_prompts(["x"]) is not None
-                assert self.context.load_sampler(request.sampler_kind).spec.name == "ode"
+                assert self.context.load_sampler(request.plan.sampler_kind).spec.name == "ode"
 
             def log_validation(self, step, request):
                 with folder_written_aside(self.step_dir(step)) as folder:

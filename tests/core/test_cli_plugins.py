@@ -49,7 +49,9 @@ def install(tmp_path, monkeypatch):
 
 
 FIRST_PARTY = {"fvd-wan", "fvd-dmd2", "fvd-finetune"}
-CORE_PROVIDES = "sampler:ode, sampler:sde, sampler:ddim, validator:video, dataset_kind:parquet, tracker:wandb, tracker:tensorboard"
+CORE_PROVIDES = (
+    "sampler:ode, sampler:sde, sampler:ddim, validator:video, dataset_kind:parquet, tracker:wandb, tracker:tensorboard"
+)
 
 
 CONFIG = '''
@@ -222,7 +224,12 @@ def test_show_a_method(install, capsys):
     ]
     (plugin,) = json.loads(output(capsys, "show", "algo", "--json"))["plugins"]
     hard = plugin["components"][1]
-    assert hard["roles"]["teacher"] == {"trainable": False, "needs": ["predict_x0"]}
+    assert hard["roles"]["teacher"] == {
+        "trainable": False,
+        "needs": ["predict_x0"],
+        "optional": False,
+        "made_by_method": False,
+    }
     assert hard["families"] == {"ltx": "predict_x0 (teacher)"}
     assert (hard["keys"], "cannot be loaded" in hard["keys_problem"]) == ([], True)
     (plugin,) = json.loads(output(capsys, "show", "ltx", "--json"))["plugins"]

@@ -73,7 +73,8 @@ def test_a_check_that_needs_a_failed_one_is_skipped(plugins):
     assert {result.id: (result.status, result.message) for result in results[1:]} == {
         "B102": ("skipped", "B101 must pass first")
     } | {f"B1{number:02}": ("skipped", "B102 must pass first") for number in range(3, 19)} | {
-        "B119": ("skipped", "B104 and B112 must pass first")
+        "B119": ("skipped", "B104 and B112 must pass first"),
+        "B120": ("skipped", "B106 and B107 must pass first"),
     }
 
 

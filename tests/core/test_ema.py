@@ -192,12 +192,13 @@ def saved(tmp_path, roles: RoleManager) -> CheckpointManager:
     return manager
 
 
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path):
-    straight = roles_with_ema("student", start_step=3)
+@pytest.mark.parametrize("start_step", [0, 3])
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, start_step):
+    straight = roles_with_ema("student", start_step=start_step)
     for handle in straight.trainable:
         move(handle, 2)
     manager = saved(tmp_path, straight)
-    resumed = roles_with_ema("student", start_step=3, seed=1)
+    resumed = roles_with_ema("student", start_step=start_step, seed=1)
     manager.load(manager.latest(), resumed, nn.Module())
     for roles in (straight, resumed):
         move(roles["student"], 4)

@@ -191,7 +191,7 @@ def test_a_rule_that_fails_does_not_end_the_run(caplog):
 
 # --- movement ---
 def trained_role(dtype: torch.dtype, rate: float, **adam: object) -> fvd.RoleHandle:
-    """A network as models are initialised (weights of some hundredths), a LayerNorm at 1 and an unused layer."""
+    """A network as models are initialised (weights of some hundredths), a LayerNorm at 1, and a layer with none."""
     torch.manual_seed(0)
     module = nn.ModuleDict({"norm": nn.LayerNorm(256), "first": nn.Linear(256, 256), "last": nn.Linear(256, 8)})
     module["unused"] = nn.Linear(8, 8)
@@ -204,7 +204,8 @@ def move(rule: UnmovedTensors, role: fvd.RoleHandle, steps: int) -> list[dict[st
     module, seen = role.modules["transformer"], []
     for step in range(steps):
         x = torch.randn(32, 256, generator=torch.Generator().manual_seed(step)).to(module["first"].weight.dtype)
-        module["last"](torch.tanh(module["first"](module["norm"](x)))).float().square().mean().backward()
+        loss = module["last"](torch.tanh(module["first"](module["norm"](x)))).float().square().mean()
+        (loss + 0 * module["unused"].weight.float().sum()).backward()
         rule.before_step(role)
         role.optimizers["main"].step()
         seen.append(rule.after_step())
@@ -233,7 +234,7 @@ def test_weights_that_rounding_holds_are_found_and_named(dtype, rate):
     finding = rule.observe(metrics)
     assert "an optimizer step of student left" in finding
     assert "transformer.norm.weight" in finding
-    assert "unused" not in finding  # has no gradient
+    assert "unused" not in finding
 
 
 def test_bfloat16_moves_where_the_rate_is_large_enough():

@@ -185,16 +185,15 @@ class EveryThird(Regress):
 def test_a_schedule_counts_the_steps_of_its_role():
     """A role that steps every third time has decayed when the run ends, not after a third of it."""
     roles = small_roles({"student": True})
-    run = small_run(roles, MethodConfig(), training={"max_train_steps": 30})
-    EveryThird.optimizer_specs = lambda self: {"student": fvd.OptimizerSpec(learning_rate=1.0, lr_scheduler="linear")}
+    training = {"max_train_steps": 30, "learning_rate": 1.0, "lr_scheduler": "linear"}
+    run = small_run(roles, MethodConfig(), training=training)
     method = EveryThird.build(run=run, roles=roles, adapter=SmallVideoAdapter())
     assert method.count_role_steps(30) == {"student": 10}
     rates = []
     for iteration in range(1, 31):
-        for optimizer, scheduler in zip(method.get_optimizers(iteration), method.get_lr_schedulers(iteration), strict=True):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler.step()
+        for role in method.roles_to_update(iteration):
+            rates.append(roles[role].optimizers["main"].param_groups[0]["lr"])
+            roles[role].step()
     assert rates == pytest.approx([1 - step / 10 for step in range(10)])
 
 

@@ -214,7 +214,7 @@ class AlwaysFloat32(Base):
             return super().add_noise(x0.float(), noise, t)
 
 
-@fails("B104", "at timestep 0 must be x0", also="B105")
+@fails("B104", "at timestep 0 must be x0", also="B105 B112")
 class Reversed(Base):
     class Adapter(ToyAdapter):
         def add_noise(self, x0, noise, t):

@@ -135,10 +135,6 @@ class TwoRoles(Base):
 
     role_names = ("student", "critic", "teacher")
 
-    def optimizer_specs(self):
-        training = fvd.OptimizerSpec.from_training(self.run.training)
-        return {"student": training, "critic": training}
-
     def single_train_step(self, batch, iteration, *, rng):
         prepared = self.adapter.prepare_batch(batch, latents_source="data")
         x0 = prepared.latents

@@ -6,10 +6,12 @@ A logit D > 0 says "real". Logits are [B, H], one a head of the discriminator; e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fvd.rng import derive_seed
 
@@ -37,13 +39,19 @@ def exact_r1(real_logits: Tensor, real: Tensor) -> Tensor:
     eq. 9; the usual penalty is γ/2 of it).
 
     real_logits: made from ``real`` [B, ...], which requires grad; sample b of both belong together. It is differentiated
-    twice, which fused attention kernels do not support.
+    twice, which fused attention kernels do not support: make it inside `twice_differentiable`.
     """
     penalty = real_logits.new_zeros((), dtype=torch.float32)
     for of_head in real_logits.unbind(dim=1):
         (gradient,) = torch.autograd.grad(of_head.sum(), real, create_graph=True)
         penalty = penalty + gradient.float().flatten(1).square().sum(dim=1).mean()
     return penalty / real_logits.shape[1]
+
+
+def twice_differentiable() -> AbstractContextManager[object]:
+    """Where attention is computed step by step, so that it may be differentiated twice; it takes the memory of the whole
+    attention matrix."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 class Discriminator(nn.Module):

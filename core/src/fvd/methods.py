@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from fvd.adapters import Adapter, Batch, LatentsSource
 from fvd.data.spec import RawBatch
@@ -176,9 +174,3 @@ class Method(nn.Module, ABC):
             for role in self.roles_to_update(iteration):
                 counts[role] = counts.get(role, 0) + 1  # a role that is not trained is refused when the step is due
         return counts
-
-    def get_optimizers(self, iteration: int) -> list[Optimizer]:
-        return [opt for role in self.roles_to_update(iteration) for opt in self.roles[role].optimizers.values()]
-
-    def get_lr_schedulers(self, iteration: int) -> list[LRScheduler]:
-        return [lrs for role in self.roles_to_update(iteration) for lrs in self.roles[role].lr_schedulers.values()]

@@ -72,8 +72,8 @@ class StepMetrics:
 
 
 def _accumulate(sums: dict[str, Tensor | float], name: str, value: Tensor | float) -> None:
-    # Cloned: a method may go on to change in place what it has handed over.
-    scalar = value.detach().float().clone() if isinstance(value, Tensor) else float(value)
+    # Copied: a method may go on to change in place what it has handed over.
+    scalar = value.detach().to(torch.float32, copy=True) if isinstance(value, Tensor) else float(value)
     sums[name] = sums[name] + scalar if name in sums else scalar
 
 
@@ -82,5 +82,5 @@ def _one_transfer(scalars: list[Tensor]) -> list[float]:
     if not scalars:
         return []
     device = next((scalar.device for scalar in scalars if scalar.device.type != "cpu"), scalars[0].device)
-    values: list[float] = torch.stack([scalar.reshape(()).to(device) for scalar in scalars]).tolist()
+    values: list[float] = torch.stack([scalar.to(device) for scalar in scalars]).tolist()
     return values

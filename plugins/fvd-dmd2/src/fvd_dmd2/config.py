@@ -156,10 +156,9 @@ class DMD2Config(fvd.MethodConfig):
             return given  # for pydantic to refuse
         name = given.get("preset")
         values = dict(PRESETS[name].method_config) if isinstance(name, str) and name in PRESETS else {}
-        if isinstance(given.get("gan"), dict) and isinstance(preset_gan := values.get("gan"), dict):
-            values["gan"] = {**preset_gan, **given["gan"]}
-            given = {key: value for key, value in given.items() if key != "gan"}
-        values |= given
+        for key, value in given.items():
+            below = values.get(key)
+            values[key] = {**below, **value} if isinstance(below, dict) and isinstance(value, dict) else value
         if "dmd_denoising_steps" not in values:
             values.setdefault("warp_denoising_step", True)
         if _full_rollout_name(values.get("rollout_mode")) == "data_latent":

@@ -1,4 +1,4 @@
-"""The adversarial branch of DMD2 (arXiv:2405.14867, section 4.3): a discriminator on hidden states of the teacher or the critic.
+"""The adversarial branch of DMD2 (arXiv:2405.14867, section 4.3): a discriminator on hidden states of teacher or critic.
 
     D(x, t)         = heads(features(add_noise(x, noise, t), t))
     student:          L_G = mean softplus(−D(x, t))
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import fvd
-from fvd.adversarial import Discriminator, approximate_r1, discriminator_loss, exact_r1
+from fvd.adversarial import Discriminator, approximate_r1, discriminator_loss, exact_r1, twice_differentiable
 from fvd.features import default_layers
 from fvd.flow import expand_to
 from fvd_dmd2.gan_config import GanConfig
@@ -112,20 +112,23 @@ class GanBranch:
         """On the student's samples ``x0``, detached, and as many of the data, ``real``, both [B, C, T, H, W]. Gradient reaches
         the discriminator, and the source where ``train_feature_source`` says so.
 
-        Draws of a sample, in order: t and noise, where ``timestep`` is score or uniform; t and noise of the data where these are
-        their own; the perturbation of the approximate R1.
+        Draws of a sample, in order: t and noise, where ``timestep`` is score or uniform; t and noise of the data where these
+        are their own; the perturbation of the approximate R1.
         """
         config = self.config
         fake_x_t, draw = self._noised(x0.detach(), rng, shared)
         real_draw = self._draw(real, rng) if config.real_timestep == "own" else draw
         real_x_t = self._at(real, real_draw)
         penalized = config.r1_weight > 0
-        if penalized and config.r1 == "exact":
-            real_x_t = real_x_t.detach().requires_grad_()
         with torch.set_grad_enabled(config.train_feature_source):
             fake_features = self._features(fake_x_t, draw, batch)
-        with torch.set_grad_enabled(config.train_feature_source or real_x_t.requires_grad):
-            real_features = self._features(real_x_t, real_draw, batch)
+        if penalized and config.r1 == "exact":
+            real_x_t = real_x_t.detach().requires_grad_()
+            with twice_differentiable():
+                real_features = self._features(real_x_t, real_draw, batch)
+        else:
+            with torch.set_grad_enabled(config.train_feature_source):
+                real_features = self._features(real_x_t, real_draw, batch)
         fake_logits, real_logits = self.discriminator(fake_features), self.discriminator(real_features)
 
         loss = discriminator_loss(real_logits, fake_logits)

@@ -34,7 +34,8 @@ class GanConfig(StrictModel):
 
     r1: Literal["approximate", "exact"] = "approximate"
     """approximate: mean (D(x) - D(x + alpha z))^2 at noised data (arXiv:2501.08316); exact: the squared gradient of D at noised
-    data (arXiv:1801.04406), differentiated twice, which fused attention kernels do not support."""
+    data (arXiv:1801.04406), differentiated twice, which fused attention cannot: it takes the memory of whole attention
+    matrices, and does not go together with recomputed activations of a critic that is trained along."""
     r1_weight: NonNegativeFloat = 0.0
     """Of the penalty on the discriminator's slope at the data. 0 = none."""
     r1_alpha: PositiveFloat = 0.1

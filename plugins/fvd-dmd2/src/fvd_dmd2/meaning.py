@@ -178,11 +178,8 @@ def _scores(config: DMD2Config, run: fvd.RunConfig) -> dict[str, str]:
 
 
 def _gradient(config: DMD2Config, run: fvd.RunConfig) -> dict[str, str]:
-    guarded = {
-        "floor": f"max(w, {config.normalizer_epsilon:g})",
-        "add": f"w + {config.normalizer_epsilon:g}",
-        "none": "w",
-    }[config.normalizer_guard]
+    epsilon = f"{config.normalizer_epsilon:g}"
+    guarded = {"floor": f"max(w, {epsilon})", "add": f"(w + {epsilon})", "none": "w"}[config.normalizer_guard]
     over = {
         "sample": "each sample",
         "frame": "each latent frame of each sample",
@@ -190,7 +187,7 @@ def _gradient(config: DMD2Config, run: fvd.RunConfig) -> dict[str, str]:
     }[config.normalizer]
     return {
         "normalizer": f"w = mean |x - R| over {over}",
-        "normalizer_guard": f"g = (F - R) / {f'({guarded})' if config.normalizer_guard == 'add' else guarded}; non-finite samples are dropped",
+        "normalizer_guard": f"g = (F - R) / {guarded}; non-finite samples are dropped",
         "normalizer_epsilon": f"in {guarded}",
         "critic_target": {
             "native": "mean (output - target)^2 of what the network predicts; for flow matching noise - x0",

@@ -51,7 +51,7 @@ _INTEGERS_THEN_CLAMP = {
     "critic_timestep_range": "score",
 }
 
-PRESETS: Mapping[PresetName, Preset] = {
+PRESETS: Mapping[str, Preset] = {
     "dmd2": Preset(
         system="the official implementation of DMD2, SDXL in 4 steps",
         method_config={

@@ -41,6 +41,7 @@ class LearningBench(MethodBench):
         models = {
             role: (START if needs.trainable else example.frozen_path, needs.trainable)
             for role, needs in self.spec.roles.items()
+            if not needs.optional
         }
         trial = replace(self.trial, models=models, training={key: training[key] for key in training.keys() - {*_OF_A_RUN}})
         self.run_config = trial.config(Path("unused"), STEPS)

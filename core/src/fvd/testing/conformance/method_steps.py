@@ -63,7 +63,7 @@ def calls_what_it_declares(bench: MethodBench) -> str | None:
     undeclared = {f"{name} ({role})" if role else name for role, name in calls if name not in _allowed(spec, role)}
     require(not undeclared, f"it calls {listed(undeclared)}, which its descriptor does not declare under `needs`")
     used = {name for _, name in calls}
-    declared = set(spec.needs) | {name for needs in spec.roles.values() for name in needs.needs}
+    declared = set(spec.needs).union(*(spec.roles[role].needs for role in spec.required_roles))
     unused = declared - used
     return f"declared and not used here: {listed(unused)}" if unused else None
 

@@ -53,7 +53,7 @@ class Trial:
             training=TrainingConfig.model_validate(section),
             pipeline_config=self.pipeline_config,
             method_config=self.method_config,
-        )
+        ).with_optimization_written_out()
 
     def run(self, output_dir: Path, steps: int) -> Path:
         """Run to ``steps``, or on from where an earlier run in ``output_dir`` has ended. Returns its last checkpoint."""
