@@ -195,10 +195,12 @@ def on_a_ladder(tmp_path, steps: str, scale: str, sampler: str):
     return load(tmp_path, text + f"pipeline_config: {{flow_shift: 3, sampler_kind: {sampler}}}\n")
 
 
-def test_other_steps_than_those_of_the_ladder_are_refused(tmp_path):
+def test_other_steps_than_those_of_the_ladder_have_no_effect(tmp_path):
     for steps in ("'8'", "[4, 8]"):
-        problem = only(on_a_ladder(tmp_path, steps, "1.0", "sde").errors, "training.validation_sampling_steps")
-        assert "a ladder of 4 steps" in problem.message
+        loaded = on_a_ladder(tmp_path, steps, "1.0", "sde")
+        problem = only([p for p in loaded.problems if p.severity == "warning"], "training.validation_sampling_steps")
+        assert "has no effect: the student of dmd2 is trained, and sampled, on a ladder of 4 steps" in problem.message
+        assert loaded.require().training.validation_sampling_steps == (4,)
         assert problem.cure == "Remove it, or write 4."
     assert on_a_ladder(tmp_path, "'4'", "1.0", "sde").problems == load(tmp_path, DMD2).problems
 

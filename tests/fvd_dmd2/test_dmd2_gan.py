@@ -403,3 +403,12 @@ def test_the_exact_denoiser_as_source_is_refused_with_the_cure(tmp_path, capsys)
     said = capsys.readouterr().err
     assert "exact denoiser" in said
     assert "take the features from another one" in said
+
+
+def test_exact_r1_and_a_recomputed_critic_are_refused(tmp_path, capsys):
+    gan = {"feature_source": "critic", "train_feature_source": True, "r1_weight": 1.0, "r1": "exact"}
+    path, recompute = write(tmp_path, "run", gan=gan), "training.enable_gradient_checkpointing_type=full"
+    assert main(["check", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["check", str(path), "--set", recompute]) == 1
+    assert "method_config.gan.r1: exact does not go together" in "".join(capsys.readouterr())

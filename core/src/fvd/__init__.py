@@ -122,10 +122,10 @@ if TYPE_CHECKING:
     from fvd.components import TextConditioning as TextConditioning
     from fvd.config.check import CheckContext as CheckContext
     from fvd.config.models import MethodConfig as MethodConfig
-    from fvd.config.models import SamplingLadder as SamplingLadder
     from fvd.config.models import PipelineConfig as PipelineConfig
     from fvd.config.models import RoleConfig as RoleConfig
     from fvd.config.models import RunConfig as RunConfig
+    from fvd.config.models import SamplingLadder as SamplingLadder
     from fvd.config.models import TrainingConfig as TrainingConfig
     from fvd.config.optimization import EmaConfig as EmaConfig
     from fvd.config.optimization import OptimizerConfig as OptimizerConfig

@@ -101,6 +101,12 @@ class Method(nn.Module, ABC):
         return "data"
 
     @classmethod
+    def needs_trajectories(cls, run: RunConfig) -> bool:
+        """Whether the data must hold a teacher's solutions (`fvd.data.trajectories`), which then come in
+        ``RawBatch.on_host``. Default: no."""
+        return False
+
+    @classmethod
     def sampling_plan(cls, run: RunConfig) -> SamplingPlan:
         """How the result is meant to be sampled. Default: the first role, on the ladder of its config, or where that has none
         with the run file's sampler and steps."""

@@ -18,6 +18,7 @@ from fvd.config.load import LoadedRun
 from fvd.config.models import RunConfig
 from fvd.data.loader import Loader, build_held_out, build_loader
 from fvd.data.spec import DataSpec, VideoGeometry
+from fvd.data.trajectories import with_trajectories
 from fvd.errors import DataError
 from fvd.families import Family, FamilyContext
 from fvd.files import step_folder
@@ -120,7 +121,8 @@ def build_runtime(plan: RunPlan) -> Runtime:
     data_spec = family.data_spec()
     latents_source = method_class.latents_source(config)
     dataset_kind = plugins.dataset_kind_of(family_spec(config, plugins))
-    loader = build_loader(config, plugins, dataset_kind, data_spec, needs_latents=latents_source == "data")
+    needed_spec = with_trajectories(data_spec) if method_class.needs_trajectories(config) else data_spec
+    loader = build_loader(config, plugins, dataset_kind, needed_spec, needs_latents=latents_source == "data")
     held_out = build_held_out(config, plugins, dataset_kind, data_spec, loader)
     prompts = _read_prompts(config)
     check_optimizers(config)
@@ -283,12 +285,13 @@ def _build_validator(
 
 
 def _autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:
-    wanted = (
-        config.training.mixed_precision == "bf16"
-        and device.type == "cuda"
-        and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    return torch.bfloat16 if wanted else None
+    return compute_dtype(device) if config.training.mixed_precision == "bf16" else None
+
+
+def compute_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the device has it, else None: float32 throughout."""
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_it else None
 
 
 def _read_prompts(config: RunConfig) -> list[Prompt]:

@@ -272,5 +272,6 @@ class Trainer:
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, str]:
-    """What a progress line shows: the losses."""
-    return {name.removeprefix("train/"): f"{value:.4g}" for name, value in metrics.items() if name.endswith("loss")}
+    """What a progress line shows: the losses themselves, not what is logged beside them."""
+    losses = {name.removeprefix("train/"): value for name, value in metrics.items() if name.startswith("train/")}
+    return {name: f"{value:.4g}" for name, value in losses.items() if name.endswith("loss") and "/" not in name}

@@ -73,8 +73,8 @@ class MethodConfig(StrictModel):
     """Base of every method's ``method_config:`` model."""
 
     def sampling_ladder(self) -> SamplingLadder | None:
-        """The ladder that the method trains a few-step student on. Validation and `fvd sample` then use it, and a run file that
-        asks for another number of steps is refused. None: the run file says how to sample."""
+        """The ladder that the method trains a few-step student on. Validation and `fvd sample` then use it, whatever number of
+        steps the run file asks for. None: the run file says how to sample."""
         return None
 
     def role_defaults(self, role: str) -> RoleDefaults:

@@ -190,15 +190,16 @@ def _validation(ctx: CheckContext) -> list[Problem]:
 
 
 def _ladder(ctx: CheckContext) -> list[Problem]:
-    """A few-step student is sampled as it is trained: what the file says against it is refused, or has no effect."""
+    """A few-step student is sampled as it is trained: what the file says against it has no effect."""
     training, ladder = ctx.run.training, ctx.run.method_config.sampling_ladder()
     if ladder is None:
         return []
     steps, method, problems = len(ladder.timesteps), ctx.method.name, []
     if "validation_sampling_steps" in training.model_fields_set and training.validation_sampling_steps != (steps,):
         said = ", ".join(map(str, training.validation_sampling_steps))
-        message = f"is {said}, and the student of {method} is trained, and sampled, on a ladder of {steps} steps"
-        problems.append(ctx.problem("training.validation_sampling_steps", message, cure=f"Remove it, or write {steps}."))
+        message = f"{said} has no effect: the student of {method} is trained, and sampled, on a ladder of {steps} steps"
+        cure = f"Remove it, or write {steps}."
+        problems.append(ctx.problem("training.validation_sampling_steps", message, cure=cure, severity="warning"))
     scale = training.validation_guidance_scale
     if "validation_guidance_scale" in training.model_fields_set and scale != ladder.guidance_scale:
         message = f"{scale:g} has no effect: the student of {method} is sampled with guidance {ladder.guidance_scale:g}"

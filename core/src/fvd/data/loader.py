@@ -151,6 +151,7 @@ def collate(
     cropped to their first ``latent_frames``. Raises DataError for a required field that a sample does not have and for
     shapes that cannot be stacked."""
     tensors: dict[str, Tensor] = {}
+    on_host: dict[str, Tensor] = {}
     for field in spec.fields:
         lacking = [sample.info.get("id", "?") for sample in samples if field.name not in sample.tensors]
         if lacking:
@@ -165,8 +166,8 @@ def collate(
         elif field.source == "latents" and latent_frames is not None:
             axis = field.axes.index(spec.temporal_axis)
             values = [_crop(value, axis, latent_frames, field) for value in values]
-        tensors[field.name] = _stack(values, samples, field)
-    return RawBatch(tensors, dropped, [sample.info for sample in samples])
+        (on_host if field.on_host else tensors)[field.name] = _stack(values, samples, field)
+    return RawBatch(tensors, dropped, [sample.info for sample in samples], on_host)
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fvd.data.dataset import Sample
 from fvd.data.parquet_check import (
+    MAKE_PAIRS,
     PREPARE_AGAIN,
     FieldFindings,
     Inspection,
@@ -22,6 +23,7 @@ from fvd.data.parquet_check import (
     inspect_file,
     place,
     raise_problems,
+    without_batch_axis,
 )
 from fvd.data.parquet_schema import T2V_SCHEMA, TEXT_ONLY_SCHEMA, triplet, unpack_tensor
 from fvd.data.parquet_writer import STAGING, ParquetClipWriter
@@ -83,7 +85,8 @@ class ParquetDataset:
             data, shape, dtype = (table.column(column)[row] for column in triplet(spec.name))
             try:
                 tensor = unpack_tensor(memoryview(data.as_buffer() or b""), shape.as_py(), dtype.as_py())
-                if spec.source == "latents" and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                tensor = tensor.reshape(without_batch_axis(spec, tensor.shape))
+                if spec.source in ("latents", "trajectory") and tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     bad = int((~torch.isfinite(tensor)).sum())
                     raise DataError(f"{bad} of {tensor.numel()} values are NaN or infinite")
             except DataError as error:
@@ -122,9 +125,12 @@ def open_parquet(sources: Sequence[tuple[Path, int]], spec: DataSpec, *, needs_l
             findings.problems.extend(disagreements(field, findings.fields[field.name]))
         elif field.required and (needs_latents or field.source != "latents"):
             findings.problems.extend(findings.fields[field.name].missing)
+    trajectories = [findings.fields[field.name] for field in spec.fields if field.source == "trajectory"]
+    no_pairs = {problem for found in trajectories for problem in found.missing}
     raise_problems(
         findings.problems,
         f"the data cannot be trained on ({len(findings.problems)} problem{'s' * (len(findings.problems) > 1)})",
+        cure=MAKE_PAIRS if set(findings.problems) <= no_pairs else PREPARE_AGAIN,
     )
 
     chunks = [

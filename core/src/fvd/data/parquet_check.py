@@ -20,6 +20,10 @@ PREPARE_AGAIN = (
     "Prepare the data for this model again: `fvd data prepare CLIPS --family FAMILY --model MODEL --out FOLDER` "
     "(--overwrite for the same folder)."
 )
+MAKE_PAIRS = (
+    "Make pairs with the teacher: `fvd data pairs --captions FILE --family FAMILY --model MODEL --out FOLDER "
+    "--keep-timesteps T,T,...`, and name that folder in training.data_path."
+)
 
 Shape = tuple[int, ...]
 
@@ -109,7 +113,8 @@ def _inspect_rows(
             if not shape and not dtype:
                 found.missing.append(f"{where}: no {spec.name}")
                 continue
-            problem = _row_problem(spec, shape or [], dtype or "")
+            shape = without_batch_axis(spec, shape or [])
+            problem = _row_problem(spec, shape, dtype or "")
             if problem:
                 findings.problems.append(f"{where}: {spec.name} {problem}")
             else:
@@ -117,6 +122,11 @@ def _inspect_rows(
                 assert element is not None  # else it was a problem
                 found.total_bytes += math.prod(shape) * element.itemsize
                 found.places[tuple(shape[position] for position in fixed_axes(spec))].append(where)
+
+
+def without_batch_axis(spec: FieldSpec, shape: Sequence[int]) -> list[int]:
+    """``shape`` without a leading axis of size 1 that is one too many: some programs store a batch of one."""
+    return list(shape[1:] if len(shape) == len(spec.axes) + 1 and shape[0] == 1 else shape)
 
 
 def _row_problem(spec: FieldSpec, shape: list[int], dtype: str) -> str:
@@ -151,11 +161,11 @@ def disagreements(spec: FieldSpec, found: FieldFindings) -> list[str]:
     ]
 
 
-def raise_problems(problems: Sequence[str], what: str) -> None:
+def raise_problems(problems: Sequence[str], what: str, cure: str = PREPARE_AGAIN) -> None:
     """DataError with all problems (the first few in full), or nothing."""
     if not problems:
         return
     shown = list(problems[:MAX_PROBLEMS_SHOWN])
     if len(problems) > len(shown):
         shown.append(f"… and {len(problems) - len(shown)} more")
-    raise DataError(f"{what}:\n  " + "\n  ".join(shown), cure=PREPARE_AGAIN)
+    raise DataError(f"{what}:\n  " + "\n  ".join(shown), cure=cure)

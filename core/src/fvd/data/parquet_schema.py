@@ -63,6 +63,19 @@ T2V_SCHEMA = pa.schema(
 TEXT_ONLY_SCHEMA = pa.schema([pa.field("id", pa.string()), *_tensor_fields("text_embedding"), pa.field("caption", pa.string())])
 """Prompts alone, for training without videos."""
 
+TRAJECTORY_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        *_tensor_fields("text_embedding"),
+        *_tensor_fields("trajectory_latents"),  # [S, C, T, H, W], as the sampler has them: normalised
+        *_tensor_fields("trajectory_timesteps"),  # [S], see `fvd.data.trajectories`
+        pa.field("file_name", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("media_type", pa.string()),  # "text"
+    ]
+)
+"""Points of a teacher's solutions, from noise to x0."""
+
 
 def parse_dtype(name: str) -> torch.dtype | None:
     """The dtype that a ``_dtype`` column names, or None."""

@@ -32,7 +32,7 @@ class ParquetClipWriter:
         self._staging = folder / STAGING
         for place in (self._chunks, self._staging):
             remove_leftovers(place)
-        self._name_column = "file_name" if "file_name" in schema.names else "caption"
+        self.name_column = "file_name" if "file_name" in schema.names else "caption"
         self._names: dict[str, str] = {}
         self._in_chunks = {path: self._read_ids(path) for path in sorted(self._chunks.glob("*.parquet"))}
         self._staged = {path: self._read_ids(path)[0] for path in sorted(self._staging.glob("*.row"))}
@@ -51,7 +51,7 @@ class ParquetClipWriter:
         path = self._staging / f"{number:08d}.row"
         self._write(path, pa.Table.from_pylist([row], schema=self._schema))
         self._staged[path] = str(row["id"])
-        self._names[str(row["id"])] = str(row[self._name_column])
+        self._names[str(row["id"])] = str(row[self.name_column])
         if len(self._staged) >= self._rows_per_file:
             self.flush()
 
@@ -103,9 +103,9 @@ class ParquetClipWriter:
 
     def _read_ids(self, path: Path) -> list[str]:
         with pq.ParquetFile(path) as file:
-            rows = file.read(columns=["id", self._name_column])
+            rows = file.read(columns=["id", self.name_column])
         ids: list[str] = rows.column("id").to_pylist()
-        self._names.update(zip(ids, rows.column(self._name_column).to_pylist(), strict=True))
+        self._names.update(zip(ids, rows.column(self.name_column).to_pylist(), strict=True))
         return ids
 
     def _next_number(self) -> int:

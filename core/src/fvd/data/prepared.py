@@ -41,6 +41,8 @@ class Settings:
     num_frames: int | None = None
     height: int | None = None
     width: int | None = None
+    sampling: str | None = None
+    """Of pairs: how the teacher was sampled."""
 
     def differences(self, other: Settings) -> list[str]:
         """``num_frames: 81 there, 49 now``, for what makes rows incomparable."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -20,14 +20,16 @@ class FieldSpec:
     axes: names of the axes, ``("C", "T", "H", "W")``. sizes: those that are fixed, ``{"C": 16}``.
     ragged: the name of an axis that may differ between samples and is padded by the loader (text tokens).
     source: the role this tensor plays, so that core can leave out what a method does not use.
+    on_host: it stays on the CPU, in ``RawBatch.on_host``: for what a method picks a part of.
     """
 
     name: str
     axes: tuple[str, ...]
     sizes: dict[str, int]
-    source: Literal["latents", "text", "other"] = "other"
+    source: Literal["latents", "text", "trajectory", "other"] = "other"
     ragged: str | None = None
     required: bool = True
+    on_host: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +64,13 @@ class RawBatch:
     A ragged field ``n`` comes padded, with ``n_mask`` [B, L] (1 where there is a token, float32) in ``tensors``.
     dropped: [B] bool, samples whose conditioning this epoch drops; always on the CPU, so that asking costs no sync.
     info: one dictionary a sample: id, file_name, caption and the other metadata columns.
+    on_host: the fields that say so, [B, ...]; always on the CPU.
     """
 
     tensors: dict[str, Tensor]
     dropped: Tensor
     info: list[dict[str, object]]
+    on_host: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
@@ -74,4 +78,5 @@ class RawBatch:
 
     def to(self, device: torch.device) -> RawBatch:
         """The tensors on ``device``."""
-        return RawBatch({name: to_device(tensor, device) for name, tensor in self.tensors.items()}, self.dropped, self.info)
+        moved = {name: to_device(tensor, device) for name, tensor in self.tensors.items()}
+        return RawBatch(moved, self.dropped, self.info, self.on_host)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import fvd
 from fvd.config.changes import flatten
+from fvd.data.parquet_footer import first_file, has_column
 from fvd_dmd2.config import DISCRIMINATOR, DMD2Config
 from fvd_dmd2.idle import idle_keys
 
@@ -25,6 +26,8 @@ def check_run_file(ctx: CheckContext) -> Iterator[fvd.Problem]:
     yield from _guidance(ctx, config)
     yield from _ladder(ctx, config)
     yield from _critic_rate(ctx, config)
+    yield from _pairs(ctx, config)
+    yield from _exact_r1(ctx, config)
     yield from _idle(ctx, config)
     yield from ctx.check_attn_kind("student", config.attn_kind)
 
@@ -71,6 +74,32 @@ def _critic_rate(ctx: CheckContext, config: DMD2Config) -> Iterator[fvd.Problem]
         message = f"{training.learning_rate:g} is the critic's rate too, in place of {own:g}"
         cure = "roles.critic.optimizer.learning_rate gives it one of its own."
         yield ctx.problem("training.learning_rate", message, cure=cure, severity="note")
+
+
+def _exact_r1(ctx: CheckContext, config: DMD2Config) -> Iterator[fvd.Problem]:
+    """It keeps the critic's attention as it can be differentiated twice; what is recomputed is fused again."""
+    exact = DISCRIMINATOR in ctx.run.roles and config.gan.r1_weight > 0 and config.gan.r1 == "exact"
+    if exact and config.gan.feature_source == "critic" and ctx.run.training.enable_gradient_checkpointing_type:
+        message = "exact does not go together with recomputed activations of the critic"
+        cure = "Use r1: approximate, or remove training.enable_gradient_checkpointing_type."
+        yield ctx.problem("method_config.gan.r1", message, cure=cure)
+
+
+def _pairs(ctx: CheckContext, config: DMD2Config) -> Iterator[fvd.Problem]:
+    """The regression needs data with trajectories. What can be told without pyarrow; `fvd run` looks at every row."""
+    if config.regression_weight == 0:
+        return
+    key, student = "method_config.regression_weight", ctx.families["student"]
+    if student.dataset_kind != "parquet":
+        return
+    for folder, _ in ctx.run.training.data_sources():
+        file = first_file(folder)
+        if file is not None and has_column(file, "trajectory_latents_bytes") is False:
+            message = (
+                f"regresses on the teacher's ODE solutions, and the data hold none: {file} has no column trajectory_latents"
+            )
+            cure = "Make them with `fvd data pairs` and name their folder in training.data_path, or set the weight to 0."
+            yield ctx.problem(key, message, cure=cure)
 
 
 def _idle(ctx: CheckContext, config: DMD2Config) -> Iterator[fvd.Problem]:

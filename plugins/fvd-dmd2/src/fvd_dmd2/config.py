@@ -141,6 +141,9 @@ class DMD2Config(fvd.MethodConfig):
     """Where it is trained: over the whole schedule, or where the scores are compared."""
 
     # --- further losses ---
+    regression_weight: NonNegativeFloat = 0.0
+    """Of the student's error at stored solutions of the teacher's ODE (DMD, eq. 9): the data must hold them, as `fvd data pairs`
+    makes them. 0 is none."""
     gan: GanConfig = GanConfig()
     """The adversarial loss on real latents. It is there where the run file names the role discriminator."""
 
@@ -247,7 +250,11 @@ def expected_passes(config: DMD2Config, run: fvd.RunConfig) -> Mapping[str, Pass
     due = 1 / config.generator_update_interval  # the student's share of steps
     critic_due = 1.0 if config.update_mode == "joint" else 1 - due
     rollouts = 1.0 if config.reuse_rollout or config.update_mode == "either_or" else 1 + due
-    student = Passes(forwards=rollouts * (1 + _steps_before_exit(config, run.training.train_batch_size)), backwards=due)
+    regression = due if config.regression_weight else 0.0
+    student = Passes(
+        forwards=rollouts * (1 + _steps_before_exit(config, run.training.train_batch_size)) + regression,
+        backwards=due + regression,
+    )
     teacher = Passes(forwards=due * (2 if config.needs_uncond else 1), backwards=0)
     critic = Passes(forwards=due + critic_due, backwards=critic_due)
     passes = {"student": student, "teacher": teacher, "critic": critic}

@@ -39,7 +39,7 @@ def _in_the_updates(config: DMD2Config, *, adversarial: bool) -> dict[str, str]:
     if config.update_mode == "joint":
         return {}
     idle = {"reuse_rollout": "with either_or no step trains student and critic both"}
-    if not adversarial:
+    if not adversarial and not config.regression_weight:
         idle["separate_graphs"] = "with either_or a step has one loss"
     return idle
 

@@ -50,6 +50,8 @@ def headlines(config: DMD2Config, run: fvd.RunConfig, *, adversarial: bool) -> M
     lines["teacher"] = scale if config.teacher_is_guided else "not guided"
     if adversarial:
         lines["gan"] = f"on hidden states of the {config.gan.feature_source}"
+    if config.regression_weight:
+        lines["regression"] = "on the teacher's ODE solutions in the data"
     return lines
 
 
@@ -63,6 +65,9 @@ def meanings(config: DMD2Config, run: fvd.RunConfig, *, adversarial: bool) -> Ma
         **_guidance(config, run),
         **_scores(config, run),
         **_gradient(config, run),
+        "regression_weight": f"student: + {config.regression_weight:g} mean (x0(x_t) - x0)^2 on the teacher's ODE solutions in the data"
+        if config.regression_weight
+        else "no regression on the teacher's ODE solutions",
         **{f"gan.{key}": sentence for key, sentence in _adversarial(config.gan).items()},
         "attn_kind": {"dense": "all tokens see each other", "vsa": "sparse, where the family of the student has it"}[
             config.attn_kind

@@ -4,12 +4,13 @@
     student:  x_t = add_noise(x, noise, t),  F = critic.predict_x0,  R = guided teacher.predict_x0,  dL/dx = (F − R) / w / numel
     critic:   predict(add_noise(x, noise', t'), t') regresses on training_target(x, noise', t')
 
-Where the run file names the role discriminator, the student's loss has an adversarial term, and the discriminator learns beside
+With ``regression_weight`` the student learns stored solutions of the teacher's ODE as well (`fvd_dmd2.regression`). Where the
+run file names the role discriminator, the student's loss has an adversarial term, and the discriminator learns beside
 the critic (section 4.3; `fvd_dmd2.gan`).
 
 Draws, in order. Of the step: the exit step where all samples share it; then the score timestep where they share that. Of each
 sample: the rollout's (see `DMD2Method.roll_out`), then those of the student's loss when it is due (t, noise, then the
-adversarial term's), the rollout's again where the critic has one of its own, then the critic's (t, noise), then the
+adversarial term's, then the regression's rung), the rollout's again where the critic has one of its own, then the critic's (t, noise), then the
 discriminator's.
 """
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 import fvd
 from fvd.adapters import Conditioning, LatentsSource
+from fvd.data.trajectories import Trajectories
 from fvd.flow import expand_to
 from fvd.losses import distribution_matching_loss, matching_gradient, mean_per_sample, regression_loss, squared_error
 from fvd.metrics import MetricValue, per_bin
@@ -31,6 +33,7 @@ from fvd.rollouts import simulate
 from fvd_dmd2.config import DISCRIMINATOR, DMD2Config
 from fvd_dmd2.gan import Draw, GanBranch, build_discriminator
 from fvd_dmd2.health import rules
+from fvd_dmd2.regression import draw_pairs, regression_error, regression_term
 from fvd_dmd2.scores import ScoreTimesteps, Teacher
 
 LADDER_TIMESTEPS = 1000
@@ -73,6 +76,7 @@ class DMD2Method(fvd.Method):
         self.critic_timesteps = ScoreTimesteps.of_critic(config, adapter)
         ladder = torch.tensor(config.trained_steps, dtype=torch.float32, device=adapter.device)
         self.ladder = adapter.shift_and_clamp_timestep(ladder) if config.warp_denoising_step else ladder
+        self.ladder_on_host: list[float] = self.ladder.tolist()
         self.gan = self._gan_branch() if DISCRIMINATOR in roles else None
 
     # --- what the method declares ---
@@ -86,6 +90,10 @@ class DMD2Method(fvd.Method):
         """Text is enough where nothing looks at real latents."""
         simulates = cast(DMD2Config, run.method_config).rollout_mode == "simulate"
         return "zeros" if simulates and DISCRIMINATOR not in run.roles else "data"
+
+    @classmethod
+    def needs_trajectories(cls, run: fvd.RunConfig) -> bool:
+        return cast(DMD2Config, run.method_config).regression_weight > 0
 
     @classmethod
     def build_roles(
@@ -121,18 +129,21 @@ class DMD2Method(fvd.Method):
 
     # --- the step ---
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
-        """Yields ``student_loss`` when the student is due, then ``critic_loss`` when the critic is."""
+        """Yields ``student_loss`` when the student is due, then ``critic_loss`` when the critic is. ``regression_loss`` and
+        ``discriminator_loss``, where the run has them, come after the one and the other."""
         prepared = self.adapter.prepare_batch(batch, latents_source=self.latents_source(self.run))
-        losses = self.losses(prepared, iteration, rng)
+        losses = self.losses(batch, prepared, iteration, rng)
         # The trainer backpropagates between two yields; a list has both graphs at once.
         yield from losses if self.config.separate_graphs else list(losses)
 
-    def losses(self, batch: fvd.Batch, iteration: int, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
+    def losses(self, raw: fvd.RawBatch, batch: fvd.Batch, iteration: int, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
         student_is_due, critic_is_due = self.config.student_is_due(iteration), self.config.critic_is_due(iteration)
         rollout = self.roll_out(batch, rng, with_grad=student_is_due)
         if student_is_due:
             yield self.student_loss(rollout.x0, batch, rng)
             rollout = rollout.detached()  # lets go of the student's graph
+            if self.config.regression_weight:
+                yield self.regression_loss(raw, batch, rng)
         if critic_is_due:
             if student_is_due and not self.config.reuse_rollout:
                 rollout = self.roll_out(batch, rng, with_grad=False)
@@ -205,6 +216,13 @@ class DMD2Method(fvd.Method):
             metrics |= gan.metrics
         counts = {"dmd2/non_finite_samples": (~gradient.kept).sum()}
         return fvd.Loss("student_loss", value, role="student", metrics=metrics, counts=counts)
+
+    def regression_loss(self, raw: fvd.RawBatch, batch: fvd.Batch, rng: fvd.StepRandom) -> fvd.Loss:
+        """Regression on the teacher's ODE (arXiv:2311.18828, eq. 9), with a graph of its own."""
+        pairs = draw_pairs(Trajectories.of(raw), self.ladder_on_host, rng, batch.latents)
+        errors = regression_error(self.student_x0, pairs, batch.cond)
+        mean, metrics = regression_term(errors, raw.dropped)
+        return fvd.Loss("regression_loss", self.config.regression_weight * mean, role="student", metrics=metrics)
 
     def critic_loss(self, rollout: Rollout, draw: Draw, batch: fvd.Batch) -> fvd.Loss:
         """The critic learns to denoise the student's samples, which carry no gradient."""

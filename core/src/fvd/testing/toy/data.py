@@ -64,8 +64,11 @@ class Points:
 
 
 def open_points(sources: Sequence[tuple[Path, int]], spec: fvd.DataSpec, *, needs_latents: bool) -> Points:
-    """The dataset kind of the toy families. There are no folders, and every sample has its latents."""
+    """The dataset kind of the toy families. There are no folders, and every sample has its latents. Raises DataError where
+    trajectories are asked for: the points know no solver."""
     del sources, needs_latents
+    if any(field.source == "trajectory" for field in spec.fields):
+        raise fvd.DataError("the toy's data hold no trajectories of a teacher", cure="Regress on them with another family.")
     if not isinstance(spec, PointsSpec):
         raise TypeError(f"this kind of data needs a {PointsSpec.__name__}, got {type(spec).__name__}")
     return Points(spec.mixture)
