@@ -59,7 +59,7 @@ def report(record_property, **figures: float) -> None:
 
 @BOTH
 def test_finetuning_reaches_the_mixture(start, record_property):
-    """0.004 to 0.010 over seeds and both families, from random networks at 0.3 and more."""
+    """0.004 to 0.010 over five seeds and both families."""
     teacher = {
         f"teacher_{steps}_steps": recipe.distance(recipe.exact_points(start.family, steps), start.family) for steps in (4, 50)
     }
@@ -78,16 +78,21 @@ def test_distilled_to_one_step(start, record_property):
     assert gain.ratio > 40
 
 
+FOUR_STEPS = {"steps": 1000, "generator_update_interval": 2}
+
+
 @BOTH
 def test_four_steps_improve_on_their_own_initialisation(start, record_property):
-    """And velocity students on the exact teacher in as many steps of Euler's method."""
-    gain = recipe.gain(start.family, start.folder, recipe.FOUR_STEPS[start.predicts], **recipe.SCORES[start.predicts])
+    """Five seeds gave 2.6 to 4.4 times (velocity) and 5 to 7 times (noise) in four fifths of these steps."""
+    ladder = recipe.FOUR_STEPS[start.predicts]
+    gain = recipe.gain(start.family, start.folder, ladder, **FOUR_STEPS, **recipe.SCORES[start.predicts])
     report(record_property, before=gain.before, after=gain.after, ratio=gain.ratio)
-    assert gain.ratio > 2
+    assert gain.ratio > 1.5
 
 
 @VELOCITY
 def test_rollouts_from_data_work_as_well(start, record_property):
-    gain = recipe.gain(start.family, start.folder, recipe.FOUR_STEPS["velocity"], rollout_mode="data_latent")
+    """Five seeds gave 2.1 to 3.7 times in four fifths of these steps."""
+    gain = recipe.gain(start.family, start.folder, recipe.FOUR_STEPS["velocity"], rollout_mode="data_latent", **FOUR_STEPS)
     report(record_property, before=gain.before, after=gain.after, ratio=gain.ratio)
-    assert gain.ratio > 2
+    assert gain.ratio > 1.5

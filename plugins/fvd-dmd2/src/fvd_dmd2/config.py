@@ -120,7 +120,7 @@ class DMD2Config(fvd.MethodConfig):
     """Timesteps before the shift: real numbers, or whole ones."""
     score_timestep_range: Literal["inside", "clamp", "before_shift"] = "inside"
     """inside: drawn so that they lie in the range after the shift; clamp: drawn over the whole schedule and clamped, which
-    piles mass up at the ends (9 % at the upper one with shift 5); before_shift: drawn in the range, shifted and clamped to it."""
+    piles mass up at the ends (9 % at the upper one with shift 5); before_shift: drawn in the range, shifted, clamped to it."""
     score_timestep_shift: Annotated[float, Field(gt=0)] | None = None
     """Shift of the score timesteps. Default: pipeline_config.flow_shift."""
     score_timestep_choice: Literal["sample", "batch"] = "sample"
@@ -142,8 +142,8 @@ class DMD2Config(fvd.MethodConfig):
 
     # --- further losses ---
     regression_weight: NonNegativeFloat = 0.0
-    """Of the student's error at stored solutions of the teacher's ODE (DMD, eq. 9): the data must hold them, as `fvd data pairs`
-    makes them. 0 is none."""
+    """Of the student's error at stored solutions of the teacher's ODE (DMD, eq. 9), which the data must hold, as
+    `fvd data pairs` makes them. 0 is none."""
     gan: GanConfig = GanConfig()
     """The adversarial loss on real latents. It is there where the run file names the role discriminator."""
 

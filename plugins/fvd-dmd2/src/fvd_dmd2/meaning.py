@@ -65,9 +65,9 @@ def meanings(config: DMD2Config, run: fvd.RunConfig, *, adversarial: bool) -> Ma
         **_guidance(config, run),
         **_scores(config, run),
         **_gradient(config, run),
-        "regression_weight": f"student: + {config.regression_weight:g} mean (x0(x_t) - x0)^2 on the teacher's ODE solutions in the data"
+        "regression_weight": f"student: + {config.regression_weight:g} mean (x0(x_t) - x0)^2 on ODE solutions of the teacher"
         if config.regression_weight
-        else "no regression on the teacher's ODE solutions",
+        else "no regression on ODE solutions of the teacher",
         **{f"gan.{key}": sentence for key, sentence in _adversarial(config.gan).items()},
         "attn_kind": {"dense": "all tokens see each other", "vsa": "sparse, where the family of the student has it"}[
             config.attn_kind

@@ -10,8 +10,8 @@ the critic (section 4.3; `fvd_dmd2.gan`).
 
 Draws, in order. Of the step: the exit step where all samples share it; then the score timestep where they share that. Of each
 sample: the rollout's (see `DMD2Method.roll_out`), then those of the student's loss when it is due (t, noise, then the
-adversarial term's, then the regression's rung), the rollout's again where the critic has one of its own, then the critic's (t, noise), then the
-discriminator's.
+adversarial term's, then the regression's rung), the rollout's again where the critic has one of its own, then the critic's (t,
+noise), then the discriminator's.
 """
 
 from __future__ import annotations

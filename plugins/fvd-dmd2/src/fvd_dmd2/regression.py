@@ -2,9 +2,9 @@
 
     L_reg = mean (x0_student(x_t, t) - x0)^2
 
-x_t is a point of the solution near a rung of the student's ladder, at its own timestep t (for the first rung the noise), and x0
-the solution's end. DMD adds it to distribution matching, so that no mode of the teacher is lost; alone it initialises a student,
-as causal students are. DMD measures in LPIPS; in latents mean squares take its place.
+x_t is a point of the solution near a rung of the student's ladder, at its own timestep t (for the first rung the noise), and
+x0 the solution's end. DMD adds it to distribution matching, so that no mode of the teacher is lost, and measures it in LPIPS;
+in latents mean squares take its place. It has a graph and a backward pass of its own, so that memory holds one at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def draw_pairs(trajectories: Trajectories, ladder: Sequence[float], rng: fvd.Ste
     shape = trajectories.points.shape[2:]
     if shape != like.shape[1:]:
         raise DataError(
-            f"the trajectories in the data are of latents {list(shape)}, and this run's are {list(like.shape[1:])} (C, T, H, W)",
+            f"the trajectories in the data have latents {list(shape)}, and this run has {list(like.shape[1:])} (C, T, H, W)",
             cure="Correct training.num_frames, num_height and num_width, or make the pairs at this size.",
         )
     return trajectories.pairs([ladder[rung] for rung in rng.indices(len(ladder))], device=like.device)
