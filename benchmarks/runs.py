@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -56,10 +56,16 @@ class Runs:
         return _mean(counts)
 
 
-def expected(times: Mapping[Kind, list[float]], *, student_share: float | None, kinds: set[Kind] | None = None) -> float:
-    """Of a step, from the least time of each kind: exits of the rollout are equally likely, and the student moves, which the
-    teacher's passes tell, in ``student_share`` of the steps (None: no kind is told apart)."""
-    least = {kind: min(seen) for kind, seen in times.items() if kinds is None or kind in kinds}
+def expected(
+    times: Mapping[Kind, list[float]],
+    *,
+    student_share: float | None,
+    kinds: set[Kind] | None = None,
+    of_kind: Callable[[Sequence[float]], float] = min,
+) -> float:
+    """Of a step, from one time of each kind, the least: exits of the rollout are equally likely, and the student moves, which
+    the teacher's passes tell, in ``student_share`` of the steps (None: no kind is told apart)."""
+    least = {kind: of_kind(seen) for kind, seen in times.items() if kinds is None or kind in kinds}
     if student_share is None:
         return _mean(least.values())
     student, other = ([time for kind, time in least.items() if ("teacher" in dict(kind)) is moves] for moves in (True, False))

@@ -103,3 +103,13 @@ def test_training_starts_without_what_only_encoding_needs():
     loaded = set(json.loads(finished.stdout))
     assert not loaded & {"ftfy", "av", "wandb", "tensorboard", "transformers.models.t5.modeling_t5"}
     assert not any(name.startswith("diffusers.models.autoencoders.") for name in loaded)
+
+
+def test_sections_of_other_benchmarks_stay(modules, tmp_path):
+    import run_all
+
+    path = tmp_path / "RESULTS.md"
+    assert run_all.read_sections(path) == {}
+    first = {name: f"## {heading}\n\n### one part\n\nfigures" for name, heading in run_all.BENCHMARKS.items()}
+    run_all.write_sections(path, first)
+    assert run_all.read_sections(path) == first

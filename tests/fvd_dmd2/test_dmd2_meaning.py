@@ -132,6 +132,7 @@ NUMBERS: dict[str, tuple[Any, Any]] = {
     "max_timestep_ratio": (0.98, 0.9),
     "score_timestep_shift": (1.0, 3.0),
     "normalizer_epsilon": (1e-5, 1e-6),
+    "regression_weight": (0.0, 0.25),
     "gan.weight_generator": (0.0, 0.1),
     "gan.weight_discriminator": (1.0, 0.1),
     "gan.layers": (None, [1, 2]),

@@ -92,10 +92,22 @@ class Trajectories:
                 raise DataError(f"the timesteps of clip {name!r} do not descend: {_listed(row.tolist())}")
         return cls(points, timesteps, names)
 
+    def require(self, wanted: Sequence[float]) -> None:
+        """Raises DataError, which says what is stored, for a sample without a point near each of the timesteps ``wanted``."""
+        for sample in range(len(self.names)):
+            missing = [timestep for timestep in wanted if self._near(sample, timestep) is None]
+            if missing:
+                raise self._not_stored(sample, missing)
+
     def pairs(self, wanted: Sequence[float], *, device: torch.device) -> Pairs:
         """Of sample b the point nearest to timestep ``wanted[b]``, at the timestep that it has. Only these points go to
         ``device``. Raises DataError, which says what is stored, where none is near."""
-        chosen = [self._near(sample, timestep) for sample, timestep in enumerate(wanted)]
+        chosen = []
+        for sample, timestep in enumerate(wanted):
+            index = self._near(sample, timestep)
+            if index is None:
+                raise self._not_stored(sample, [timestep])
+            chosen.append(index)
         rows = torch.arange(len(chosen)), torch.tensor(chosen)
         return Pairs(
             x_t=to_device(self.points[rows].float(), device),
@@ -103,16 +115,18 @@ class Trajectories:
             x0=to_device(self.points[:, -1].float(), device),
         )
 
-    def _near(self, sample: int, wanted: float) -> int:
+    def _near(self, sample: int, wanted: float) -> int | None:
+        """Among the points before the end."""
         stored = self.timesteps[sample, :-1].tolist()
-        index = nearest_point(stored, wanted) if stored else None
-        if index is None:
-            raise DataError(
-                f"no point of the trajectory of clip {self.names[sample]!r} is within {TOLERANCE:g} of timestep {wanted:g}; "
-                f"it has {_listed(stored)}",
-                cure=f"Make pairs that have it: `fvd data pairs … --keep-timesteps …,{wanted:g},…`.",
-            )
-        return index
+        return nearest_point(stored, wanted) if stored else None
+
+    def _not_stored(self, sample: int, wanted: Sequence[float]) -> DataError:
+        stored = self.timesteps[sample, :-1].tolist()
+        return DataError(
+            f"no point of the trajectory of clip {self.names[sample]!r} is within {TOLERANCE:g} of timestep {_listed(wanted)}; "
+            f"it has {_listed(stored)}",
+            cure="Make pairs that have them all: `fvd data pairs --keep-timesteps T,T,...`.",
+        )
 
 
 def _listed(timesteps: Sequence[float]) -> str:

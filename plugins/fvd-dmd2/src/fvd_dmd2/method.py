@@ -131,6 +131,8 @@ class DMD2Method(fvd.Method):
     def single_train_step(self, batch: fvd.RawBatch, iteration: int, *, rng: fvd.StepRandom) -> Iterator[fvd.Loss]:
         """Yields ``student_loss`` when the student is due, then ``critic_loss`` when the critic is. ``regression_loss`` and
         ``discriminator_loss``, where the run has them, come after the one and the other."""
+        if self.config.regression_weight:  # at the first step already, and whichever rung is drawn
+            Trajectories.of(batch).require(self.ladder_on_host)
         prepared = self.adapter.prepare_batch(batch, latents_source=self.latents_source(self.run))
         losses = self.losses(batch, prepared, iteration, rng)
         # The trainer backpropagates between two yields; a list has both graphs at once.

@@ -20,6 +20,7 @@ from fvd.data.trajectories import Pairs, Trajectories
 from fvd.errors import DataError
 from fvd.losses import squared_error
 from fvd.metrics import MetricValue, WeightedMean
+from fvd.rng import to_device
 
 PredictX0 = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
@@ -49,7 +50,7 @@ def regression_term(errors: Tensor, dropped: Tensor) -> tuple[Tensor, dict[str, 
     dropped: [B] bool, samples whose text was dropped: their x0 is the teacher's for another text. They add nothing and still
     count in the mean, so that no sample's gradient depends on its neighbours.
     """
-    kept = ~dropped.to(errors.device)
+    kept = to_device(~dropped, errors.device)
     total = torch.where(kept, errors, 0.0).sum()
-    metrics: dict[str, MetricValue] = {"dmd2/regression_loss": WeightedMean(total.detach(), kept.sum().float())}
+    metrics: dict[str, MetricValue] = {"dmd2/regression_error": WeightedMean(total.detach(), kept.sum().float())}
     return total / len(errors), metrics
