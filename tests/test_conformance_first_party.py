@@ -47,6 +47,10 @@ class TestSde(SamplerConformance):
     sampler = "fvd-core:sde"
 
 
+class TestDdim(SamplerConformance):
+    sampler = "fvd-core:ddim"
+
+
 class TestVideo(ValidatorConformance):
     validator = "fvd-core:video"
 
@@ -59,7 +63,7 @@ class TestWandb(TrackerConformance):
     tracker = "fvd-core:wandb"
 
 
-CLASSES = [TestWan, TestToy, TestToyNoise, TestToyMethod, TestFinetune, TestDmd2, TestOde, TestSde, TestVideo]
+CLASSES = [TestWan, TestToy, TestToyNoise, TestToyMethod, TestFinetune, TestDmd2, TestOde, TestSde, TestDdim, TestVideo]
 CLASSES += [TestTensorBoard, TestWandb]
 
 

@@ -156,7 +156,7 @@ def test_methods_train_it_unchanged(method, model, clips, tmp_path, write_run_fi
     assert main(["run", str(run_file)]) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
-    losses = [value for row in rows for name, value in row.items() if "loss" in name]
+    losses = [value for row in rows for name, value in row.items() if name.startswith("train/") and "loss" in name]
     assert losses
     assert all(0 < loss < 100 for loss in losses)
     assert list((out / "validation/step-00000002").glob("*.mp4"))

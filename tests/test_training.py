@@ -104,10 +104,9 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path, write_run_file, accu
             trainer.prepare()
             trainer.step = 2  # the student is due
             batches = iter(runtime.loader)
-            means = {}
             for role in ("student", "critic"):
                 runtime.roles[role].optimizers["main"].zero_grad()
-            trainer.update = lambda due, metrics: means.update(metrics)  # keep the gradients
+            trainer.update = lambda due, metrics: {}  # keep the gradients
             trainer.train_step(batches)
         return {
             f"{role}.{name}": parameter.grad.clone()

@@ -330,7 +330,7 @@ def test_names_of_core_are_cores(install):
     core, acme = plugins.spec("sampler", "ode"), plugins.spec("sampler", "acme-x:ode")
     assert plugins.owner(core).name == "core"
     assert plugins.owner(acme).distribution == "acme-x"
-    assert plugins.names("sampler") == ["acme-x:ode", "ode", "sde"]
+    assert plugins.names("sampler") == ["acme-x:ode", "ddim", "ode", "sde"]
     assert [plugins.name_of(spec) for spec in (core, acme)] == ["ode", "acme-x:ode"]
     assert plugins.ambiguous("sampler") == {}
     assert plugins.behind_core("sampler") == [acme]

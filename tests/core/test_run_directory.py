@@ -22,7 +22,8 @@ def run_dir(tmp_path) -> RunDirectory:
 
 
 def config_for(run_dir: RunDirectory, **training: object) -> RunConfig:
-    return small_run(small_roles({"student": True}), MethodConfig(), training={"output_dir": str(run_dir.path), **training})
+    run = small_run(small_roles({"student": True}), MethodConfig(), training={"output_dir": str(run_dir.path), **training})
+    return run.with_optimization_written_out()  # as a run file is when it has been loaded
 
 
 def save(run_dir: RunDirectory, *steps: int, **training: object) -> CheckpointManager:
