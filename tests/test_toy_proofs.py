@@ -71,7 +71,7 @@ def test_finetuning_reaches_the_mixture(start, record_property):
 @BOTH
 def test_distilled_to_one_step(start, record_property):
     """At least 40 times nearer than the finetuned network in one step, which gives little but the mean of the data. Five seeds
-    gave 66 to 105 times (velocity) and 72 to 94 times (noise)."""
+    gave 66 to 105 times (velocity) and 73 to 98 times (noise)."""
     gain = recipe.gain(start.family, start.folder, recipe.ONE_STEP[start.predicts], **recipe.SCORES[start.predicts])
     report(record_property, before=gain.before, after=gain.after, ratio=gain.ratio)
     assert gain.before > 1

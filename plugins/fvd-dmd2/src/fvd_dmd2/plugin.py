@@ -56,6 +56,10 @@ def fvd_methods() -> list[fvd.MethodSpec]:
                 "zero_conditioning",
             },
             moved_keys=_MOVED_KEYS,
+            expected_failures={
+                "B211": "its example guides the teacher, whose distribution is then not the data's, and the kit begins from "
+                "random weights; unguided and from a finetuned network it comes to the data of both toys"
+            },
             example=fvd.Example(
                 training={"max_train_steps": 4000},
                 method_config={
