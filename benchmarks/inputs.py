@@ -40,7 +40,7 @@ class Size:
 
 SIZES = {
     "40k": Size(layers=3, heads=2, head_dim=12, ffn_dim=96, freq_dim=32, latents=(5, 8, 8), batch_size=2),
-    "2m": Size(layers=4, heads=8, head_dim=24, ffn_dim=768, freq_dim=256, latents=(5, 16, 16), batch_size=1),
+    "2m": Size(layers=4, heads=8, head_dim=24, ffn_dim=768, freq_dim=256, latents=(5, 24, 24), batch_size=1),
     "5m": Size(layers=8, heads=8, head_dim=24, ffn_dim=768, freq_dim=256, latents=(5, 16, 16), batch_size=1),
     "long": Size(layers=6, heads=8, head_dim=24, ffn_dim=768, freq_dim=256, latents=(5, 24, 24), batch_size=2),
 }

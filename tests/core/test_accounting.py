@@ -148,7 +148,7 @@ def test_a_role_that_is_expected_and_never_called_is_found():
 def test_how_passes_are_told():
     passes = {"student": Passes(2.1, 0.2), "teacher": Passes(0.4, 0.0), "critic": Passes(1, 1)}
     assert (
-        describe_passes(passes) == "student 2.1 forwards, 0.2 backwards; teacher 0.4 forwards; critic 1 forwards, 1 backwards"
+        describe_passes(passes) == "student 2.1 forward, 0.2 backward; teacher 0.4 forward; critic 1 forward, 1 backward"
     )
     assert history(4, 0, count=1).mean() == {"student": Passes(1.0, 0.0)}
 
@@ -182,12 +182,12 @@ method_config: {config}
 @pytest.mark.parametrize(
     ("method", "roles", "config", "counted"),
     [
-        ("finetune", "{student: {path: random}}", "{}", "student 1 forwards, 1 backwards"),
+        ("finetune", "{student: {path: random}}", "{}", "student 1 forward, 1 backward"),
         (
             "dmd2",
             "{student: {path: random}, teacher: {path: analytic}, critic: {path: random}}",
             "{dmd_denoising_steps: [1000, 500], generator_update_interval: 2, real_score_guidance_scale: 2}",
-            "0.5 backwards; teacher 1 forwards; critic 1.5 forwards, 1 backwards",
+            "0.5 backward; teacher 1 forward; critic 1.5 forward, 1 backward",
         ),
     ],
 )
@@ -196,8 +196,8 @@ def test_a_run_says_what_it_expects_and_what_it_has_counted(method, roles, confi
     (tmp_path / "run.yaml").write_text(RUN.format(method=method, roles=roles, config=config, out=tmp_path / "out"))
     assert main(["run", str(tmp_path / "run.yaml")]) == 0
     messages = [record.getMessage() for record in caplog.records]
-    (expected,) = [message for message in messages if message.startswith("expected a step, on average: ")]
-    (found,) = [message for message in messages if message.startswith("counted a step, on average: ")]
+    (expected,) = [message for message in messages if message.startswith("passes expected a step, on average: ")]
+    (found,) = [message for message in messages if message.startswith("passes counted a step, on average: ")]
     assert expected.endswith(counted)
     assert found.endswith(counted)
     assert not [message for message in messages if "other than expected" in message]

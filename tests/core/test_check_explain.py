@@ -169,7 +169,7 @@ def test_headlines(tmp_path):
     shown = "by sde in 4 steps, at 1000, 750, 500, 250 before the flow shift of 5, guidance 1 (none)"
     assert lines["sampled"] == shown
     assert lines["cost"].startswith(
-        "6.5 forward equivalents a step (a backward is 2): student 2.5 forwards, 0.2 backwards; teacher"
+        "6.5 forward equivalents a step (a backward is 2): student 2.5 forward, 0.2 backward; teacher"
     )
 
 

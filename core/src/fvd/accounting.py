@@ -20,10 +20,10 @@ class Passes:
 
 
 def describe_passes(passes: Mapping[str, Passes]) -> str:
-    """``student 2.1 forwards, 0.2 backwards; teacher 0.4 forwards``: backwards only where there are any."""
+    """``student 2.5 forward, 0.2 backward; teacher 0.4 forward``: backward only where there is any."""
     return "; ".join(
-        f"{role} {_rounded(each.forwards)} forwards"
-        + (f", {_rounded(each.backwards)} backwards" if round(each.backwards, 2) else "")
+        f"{role} {_rounded(each.forwards)} forward"
+        + (f", {_rounded(each.backwards)} backward" if round(each.backwards, 2) else "")
         for role, each in passes.items()
     )
 

@@ -93,7 +93,7 @@ class Trainer:
     def loop(self) -> None:
         training = self.runtime.config.training
         if expected := self.expected_passes():
-            logger.info("expected a step, on average: %s", describe_passes(expected))
+            logger.info("passes expected a step, on average: %s", describe_passes(expected))
         with (
             contextlib.closing(iter(self.runtime.loader)) as batches,
             progress("training", training.max_train_steps, initial=self.step) as bar,
@@ -187,7 +187,7 @@ class Trainer:
         """Say at the end what the networks did, and warn where the method expects something else."""
         if not self.pass_history.steps:
             return
-        logger.info("counted a step, on average: %s", describe_passes(self.pass_history.mean()))
+        logger.info("passes counted a step, on average: %s", describe_passes(self.pass_history.mean()))
         expected = self.expected_passes()
         if expected and (unexpected := self.pass_history.unexpected(expected)):
             logger.warning("by more than chance explains, other than expected: %s", ", ".join(unexpected))
