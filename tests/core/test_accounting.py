@@ -147,9 +147,7 @@ def test_a_role_that_is_expected_and_never_called_is_found():
 
 def test_how_passes_are_told():
     passes = {"student": Passes(2.1, 0.2), "teacher": Passes(0.4, 0.0), "critic": Passes(1, 1)}
-    assert (
-        describe_passes(passes) == "student 2.1 forward, 0.2 backward; teacher 0.4 forward; critic 1 forward, 1 backward"
-    )
+    assert describe_passes(passes) == "student 2.1 forward, 0.2 backward; teacher 0.4 forward; critic 1 forward, 1 backward"
     assert history(4, 0, count=1).mean() == {"student": Passes(1.0, 0.0)}
 
 

@@ -23,8 +23,14 @@ def predict(x_t, t):
 
 
 def draws(seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda: torch.randn(SHAPE, generator=generator)
+    """Noise of each sample from a stream of its own; a sample that does not draw gets zeros."""
+    generators = [torch.Generator().manual_seed(100 * seed + sample) for sample in range(SHAPE[0])]
+
+    def draw(drawing=(True,) * SHAPE[0]):
+        pairs = zip(generators, drawing, strict=True)
+        return torch.stack([torch.randn(SHAPE[1:], generator=g) if wanted else torch.zeros(SHAPE[1:]) for g, wanted in pairs])
+
+    return draw
 
 
 def written_out(noise, exit_step, fresh, between):

@@ -416,3 +416,10 @@ def test_check_warns_of_settings_without_effect():
 
 def test_check_is_silent_about_other_methods_of_whatever_name():
     assert findings(method_config=fvd.MethodConfig()) == []
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_says_every_convention_so_that_no_default_changes_it(preset):
+    said = set(PRESETS[preset].method_config)
+    not_conventions = {"preset", "attn_kind", "gan", "regression_weight", "normalizer_epsilon"}
+    assert set(DMD2Config.model_fields) - said <= not_conventions

@@ -17,8 +17,9 @@ from fvd.cli.main import main
 from fvd.testing.conformance.runs import read_metrics, read_tensors
 from fvd.testing.steps import step_random
 from fvd.testing.toy.workbench import toy_batch, toy_family
-from fvd_dmd2.gan import Draw, GanBranch, build_discriminator, chosen_layers
+from fvd_dmd2.gan import GanBranch, build_discriminator, chosen_layers
 from fvd_dmd2.gan_config import GanConfig
+from fvd_dmd2.scores import Draw
 
 B = 6
 CRITIC = {"feature_source": "critic"}

@@ -10,6 +10,7 @@ from small_video import SmallVideoAdapter, small_raw_batch, small_roles, small_r
 from torch import Tensor
 
 import fvd
+from fvd.metrics import StepMetrics
 from fvd.testing.steps import step_random, train_step
 from fvd_dmd2.config import PRESETS, DMD2Config
 from fvd_dmd2.method import DMD2Method
@@ -53,14 +54,34 @@ def network_calls(method: DMD2Method) -> Counter[tuple[str, bool, int]]:
 
 
 # --- cheaper, and the same -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("between", ["sde", "ode"])
 @pytest.mark.parametrize("step_choice", ["batch", "sample"])
-def test_early_exit_changes_no_gradient_but_the_draws_after_it(step_choice):
-    """A whole ladder draws noises that an early exit leaves undrawn; with ode steps none are drawn at all."""
+def test_early_exit_changes_no_gradient(step_choice, between):
     for iteration in range(1, 6):
         early, whole = (
-            gradients(build(between_steps="ode", step_choice=step_choice, early_exit=flag), iteration) for flag in (True, False)
+            gradients(build(between_steps=between, step_choice=step_choice, early_exit=flag), iteration)
+            for flag in (True, False)
         )
         assert_same(early, whole)
+
+
+@pytest.mark.parametrize("step_choice", ["batch", "sample"])
+def test_no_draw_and_no_metric_depends_on_the_size_of_a_micro_batch(step_choice):
+    """The means over four micro-batches of one sample are those of one of four."""
+    raw = small_raw_batch(4)
+    for iteration in range(1, 4):
+        together, parts = StepMetrics(), StepMetrics()
+        for first, size, metrics in [(0, 4, together), *((index, 1, parts) for index in range(4))]:
+            part = slice(first, first + size)
+            batch = fvd.RawBatch({name: value[part] for name, value in raw.tensors.items()}, raw.dropped[part], raw.info[part])
+            rng = step_random(iteration, size, first_position=first)
+            for loss in build(step_choice=step_choice).single_train_step(batch, iteration, rng=rng):
+                metrics.mean(loss.name, loss.value.detach())
+                for name, value in loss.metrics.items():
+                    metrics.mean(name, value)
+        expected = together.to_host()
+        assert parts.to_host() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert {"dmd2/student_x0_std", "dmd2/gradient_norm", "rollout/x0_std"} <= expected.keys()
 
 
 def test_early_exit_saves_the_forwards_behind_it():

@@ -100,8 +100,13 @@ class Replay:
     def __init__(self, rng: StepRandom, latent_shape: Sequence[int]) -> None:
         self.rng, self.shape = rng, tuple(latent_shape)
 
-    def normal(self) -> Tensor:
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.rng.per_sample]).double()
+    def normal(self, drawing: Tensor | None = None) -> Tensor:
+        """Zeros for samples that do not draw."""
+        who = [True] * len(self.rng.per_sample) if drawing is None else drawing.tolist()
+        draws = zip(self.rng.per_sample, who, strict=True)
+        return torch.stack(
+            [torch.randn(self.shape, generator=g) if draw else torch.zeros(self.shape) for g, draw in draws]
+        ).double()
 
     def uniform(self) -> Tensor:
         return torch.stack([torch.rand((), generator=g) for g in self.rng.per_sample]).double()
@@ -173,7 +178,7 @@ def backward_simulation(
         for rung in range(len(rungs) - 1 if to_the_end else int(exits.max())):
             here, below = rungs[rung].expand(len(exits)), rungs[rung + 1].expand(len(exits))
             with torch.no_grad():
-                inputs.append(setting.space.noised(setting.x0("student", inputs[-1], here), draw.normal(), below))
+                inputs.append(setting.space.noised(setting.x0("student", inputs[-1], here), draw.normal(exits > rung), below))
         x_t = torch.stack([inputs[int(step)][sample] for sample, step in enumerate(exits)])
         return setting.x0("student", x_t, rungs[exits])
 

@@ -15,8 +15,3 @@ def guided(cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
     """``x_u + s (x_c − x_u)`` in float32, standard convention. At s = 1 it is ``cond`` up to rounding: leave the unconditional
     pass out instead."""
     return uncond.float() + guidance_scale * (cond.float() - uncond.float())
-
-
-def standard_scale(offset: float) -> float:
-    """The standard scale s of an offset scale w."""
-    return offset + 1.0

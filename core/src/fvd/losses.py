@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fvd.flow import expand_to
+from fvd.metrics import WeightedMean
 
 NormalizedOver = Literal["sample", "frame", "batch"]
 NormalizerGuard = Literal["floor", "add", "none"]
@@ -50,10 +51,10 @@ class MatchingGradient:
     normalizer: Tensor
     kept: Tensor
 
-    def mean_over_kept(self, per_sample: Tensor) -> Tensor:
-        """Mean of [B] over the kept samples; 0 when none is. No host sync."""
-        total = torch.where(self.kept, per_sample, 0.0).sum()
-        return total / self.kept.sum().clamp(min=1)
+    def mean_over_kept(self, per_sample: Tensor) -> WeightedMean:
+        """Mean of [B] over the kept samples, as a metric. No host sync."""
+        total = torch.where(self.kept, per_sample.detach(), 0.0).sum()
+        return WeightedMean(total, self.kept.sum().float())
 
 
 @torch.no_grad()

@@ -134,7 +134,8 @@ class Method(nn.Module, ABC):
     def held_out_loss(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor | None:
         """The loss of each sample of ``batch``, [B] float32, at timesteps ``t`` [B] with ``noise`` [B, C, T, H, W]: of samples
         that are not trained on, so that it shows overfitting. Called under ``torch.no_grad``; draw nothing. Default: None, the
-        method has none, and a run file that sets samples aside for it is refused."""
+        method has none, and a run file that sets samples aside for it is refused. A method that has one says so in its
+        descriptor, ``held_out_loss=True``."""
         return None
 
     def health_rules(self) -> Sequence[HealthRule]:

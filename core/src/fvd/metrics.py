@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +24,30 @@ class WeightedMean:
     weight: Tensor
 
 
-MetricValue = Tensor | float | WeightedMean
+@dataclass(frozen=True)
+class Deviation:
+    """A standard deviation over some of a step's values, as a value of `fvd.Loss.metrics`: sqrt(E[x²] − E[x]²).
+
+    total: the sum of x, squares: of x², weight: the number of values; detached 0-dim tensors, summed as those of `WeightedMean`
+    are. So the size of a micro-batch does not matter, and samples that are all alike show, one to a micro-batch too.
+    """
+
+    total: Tensor
+    squares: Tensor
+    weight: Tensor
+
+
+MetricValue = Tensor | float | WeightedMean | Deviation
+
+
+def moments(name: str, values: Tensor, kept: Tensor) -> Mapping[str, WeightedMean | Deviation]:
+    """``<name>_mean`` and ``<name>_std`` of all elements of the samples of ``values`` [B, ...] that are ``kept`` [B] bool.
+    Detached, float32; no host sync."""
+    values = values.detach().float().flatten(1)
+    weight = kept.sum().float() * values.shape[1]
+    total = torch.where(kept[:, None], values, 0.0).sum()
+    squares = torch.where(kept[:, None], values.square(), 0.0).sum()
+    return {f"{name}_mean": WeightedMean(total, weight), f"{name}_std": Deviation(total, squares, weight)}
 
 
 def per_bin(name: str, values: Tensor, t: Tensor, num_train_timesteps: int, *, bins: int = 5) -> Mapping[str, WeightedMean]:
@@ -47,12 +71,15 @@ class StepMetrics:
     def __init__(self) -> None:
         self._totals: dict[str, Tensor | float] = {}
         self._weights: dict[str, Tensor | float] = {}
+        self._squares: dict[str, Tensor | float] = {}
 
     def mean(self, name: str, value: MetricValue) -> None:
-        """Averaged over the times that it is given, or as a `WeightedMean` says."""
-        if isinstance(value, WeightedMean):
+        """Averaged over the times that it is given, or as a `WeightedMean` or `Deviation` says."""
+        if isinstance(value, (WeightedMean, Deviation)):
             _accumulate(self._totals, name, value.total)
             _accumulate(self._weights, name, value.weight)
+            if isinstance(value, Deviation):
+                _accumulate(self._squares, name, value.squares)
         else:
             _accumulate(self._totals, name, value)
             _accumulate(self._weights, name, 1.0)
@@ -64,11 +91,19 @@ class StepMetrics:
 
     def to_host(self) -> dict[str, float]:
         """All of them that have a weight, as floats, in one transfer."""
-        scalars = [*self._totals.values(), *self._weights.values()]
+        scalars = [*self._totals.values(), *self._weights.values(), *self._squares.values()]
         on_host = iter(_one_transfer([scalar for scalar in scalars if isinstance(scalar, Tensor)]))
         values = [next(on_host) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
-        totals, weights = values[: len(self._totals)], values[len(self._totals) :]
-        return {name: total / weight for name, total, weight in zip(self._totals, totals, weights, strict=True) if weight}
+        count = len(self._totals)
+        totals, weights, squares = values[:count], values[count : 2 * count], values[2 * count :]
+        means = {name: total / weight for name, total, weight in zip(self._totals, totals, weights, strict=True) if weight}
+        weight_of = dict(zip(self._totals, weights, strict=True))
+        for name, square in zip(self._squares, squares, strict=True):
+            if name in means:
+                variance = square / weight_of[name] - means[name] ** 2
+                # Rounding may take it a little below 0; max() would make 0 of a NaN.
+                means[name] = 0.0 if variance < 0 else math.sqrt(variance)
+        return means
 
 
 def _accumulate(sums: dict[str, Tensor | float], name: str, value: Tensor | float) -> None:

@@ -68,6 +68,16 @@ class StepRandom:
         """Standard normal of the shape of ``reference`` [B, ...], float32."""
         return randn_per_sample(reference.shape[1:], self.per_sample, device=self.device)
 
+    def randn_of(self, drawing: Sequence[bool], reference: Tensor) -> Tensor:
+        """The same where ``drawing`` [B] says so, and zeros elsewhere: a sample that needs no noise draws none, so that its
+        later draws do not depend on what its neighbours need."""
+        shape = reference.shape[1:]
+        draws = [
+            torch.randn(shape, generator=generator) if draws else torch.zeros(shape)
+            for generator, draws in zip(self.per_sample, drawing, strict=True)
+        ]
+        return to_device(torch.stack(draws), self.device)
+
     def rand(self) -> Tensor:
         """Uniform in [0, 1), one a sample: [B], float32."""
         draws = [torch.rand((), generator=generator) for generator in self.per_sample]

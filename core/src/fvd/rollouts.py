@@ -8,6 +8,7 @@ method's. Randomness comes in as tensors and functions; nothing here draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed
 from torch import Tensor
 
 from fvd.flow import expand_to
+from fvd.rng import to_device
 
 PredictX0 = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, C, T, H, W], t [B]) -> x0."""
@@ -55,20 +57,22 @@ def simulate(
     exit_steps: Sequence[int],
     *,
     between: BetweenSteps,
-    fresh_noise: Callable[[], Tensor],
+    fresh_noise: Callable[[Sequence[bool]], Tensor],
     early_exit: bool = True,
 ) -> Tensor:
     """x_t [B, C, T, H, W] that sample b meets at rung ``exit_steps[b]`` when it is sampled from ``noise`` along ``ladder``.
 
+    fresh_noise: is told which samples go on [B], and gives noise for these: what a sample draws depends on its own exit alone.
     early_exit: stop at the last exit step of all samples and ranks, so that every rank makes equally many forwards; else go
     down the whole ladder, as some systems do, and leave the rest aside.
     """
     last = max_over_ranks(max(exit_steps)) if early_exit else len(ladder) - 1
-    exits = torch.tensor(exit_steps).to(noise.device)
+    exits = to_device(torch.tensor(exit_steps), noise.device)
     x_t = at_exit = noise
     for step in range(last):
         t, t_next = ladder[step].expand(len(noise)), ladder[step + 1].expand(len(noise))
-        x_t = next_x_t(between, add_noise, x_t, predict_x0(x_t, t), t, t_next, fresh_noise)
+        goes_on = [exit_step > step for exit_step in exit_steps]
+        x_t = next_x_t(between, add_noise, x_t, predict_x0(x_t, t), t, t_next, partial(fresh_noise, goes_on))
         at_exit = torch.where(expand_to(exits == step + 1, x_t), x_t, at_exit)
     return at_exit
 

@@ -276,6 +276,8 @@ class MethodSpec(Spec):
     """Primitives that the method calls on the adapter itself."""
     moved_keys: Mapping[str, MovedKey] = field(default_factory=dict)
     """Old keys, as they stand under ``training:`` or ``method_config:`` of existing files."""
+    held_out_loss: bool = False
+    """Whether it has a `Method.held_out_loss`: of a method without one, a run file may hold no samples out."""
     example: Example = Example()
 
     def __post_init__(self) -> None:
@@ -291,6 +293,7 @@ class MethodSpec(Spec):
                 raise TypeError(f"{what}: roles[{role!r}] must be RoleNeeds, got {type(needs).__name__}")
         if all(needs.optional or needs.made_by_method for needs in self.roles.values()):
             raise ValueError(f"{what}: at least one of its roles must be a model that every run file names")
+        _check_flag(f"{what}: held_out_loss", self.held_out_loss)
         _check_mapping(f"{what}: moved_keys", self.moved_keys)
         for key, moved in self.moved_keys.items():
             if not isinstance(moved, MovedKey):

@@ -10,7 +10,7 @@ from torch import Tensor
 from fvd.data.spec import RawBatch
 from fvd.errors import PluginError, mistake_in_code
 from fvd.methods import Loss, Method
-from fvd.metrics import WeightedMean
+from fvd.metrics import Deviation, MetricValue, WeightedMean
 from fvd.rng import StepRandom
 from fvd.specs import MethodSpec
 
@@ -32,6 +32,10 @@ def check_role_names(method: type[Method], spec: MethodSpec) -> None:
 def check_method(method: Method, spec: MethodSpec) -> None:
     """Raise PluginError where a built method is not what its descriptor says, or has a trained role without optimizer."""
     check_role_names(type(method), spec)
+    has_held_out_loss = type(method).held_out_loss is not Method.held_out_loss
+    if has_held_out_loss != spec.held_out_loss:
+        has = "a" if has_held_out_loss else "no"
+        raise _broken(method, f"it has {has} held_out_loss, and its descriptor says held_out_loss={spec.held_out_loss}")
     for handle in method.roles.trainable:
         if not handle.optimizers:
             raise _broken(method, f"it has built no optimizer for the trained role {handle.name!r}")
@@ -84,10 +88,20 @@ def _check_loss(method: Method, loss: object) -> None:
     if loss.role not in [handle.name for handle in method.roles.trainable]:
         raise _broken(method, f"the loss {loss.name!r} is for the role {loss.role!r}, which is not a trained role of the run")
     for name, metric in loss.metrics.items():
-        for number in (metric.total, metric.weight) if isinstance(metric, WeightedMean) else (metric,):
+        for number in _numbers(metric):
             _check_number(method, f"metric {name!r}", number)
     for name, count in loss.counts.items():
         _check_number(method, f"count {name!r}", count)
+
+
+def _numbers(metric: MetricValue) -> Sequence[object]:
+    match metric:
+        case Deviation():
+            return metric.total, metric.squares, metric.weight
+        case WeightedMean():
+            return metric.total, metric.weight
+        case _:
+            return (metric,)
 
 
 def _check_number(method: Method, what: str, value: object) -> None:

@@ -81,6 +81,11 @@ class MethodConfig(StrictModel):
         """The optimizer and EMA that are right for ``role`` where the run file is silent (`fvd.config.optimization`)."""
         return RoleDefaults()
 
+    def role_updates(self, run: RunConfig, role: str) -> int:
+        """How often the trained ``role`` moves in ``run``, the same as `Method.roles_to_update` says step by step: `fvd check`
+        warns of a role that never moves, or never leaves its warm-up. Default: at every step."""
+        return run.training.max_train_steps
+
     def expected_passes(self, run: RunConfig) -> Mapping[str, Passes] | None:
         """What each role's network does in a step of ``run``, on average, a micro-batch: compared at the end of a run with what
         was counted. None: the method does not say."""

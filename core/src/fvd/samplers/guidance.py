@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fvd.adapters import Adapter, Conditioning, RoleView
+from fvd.guidance import guided
 from fvd.roles import RoleHandle
 
 
@@ -46,4 +47,4 @@ class GuidedModel:
         if self.guidance_scale == 1.0:
             return cond
         uncond = predict(x_t, t, self.uncond)
-        return uncond + self.guidance_scale * (cond - uncond)
+        return guided(cond, uncond, self.guidance_scale)

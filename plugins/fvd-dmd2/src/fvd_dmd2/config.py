@@ -161,6 +161,8 @@ class DMD2Config(fvd.MethodConfig):
         values = dict(PRESETS[name].method_config) if isinstance(name, str) and name in PRESETS else {}
         for key, value in given.items():
             below = values.get(key)
+            if key == "gan" and isinstance(value, dict) and isinstance(below, dict) and value.get("feature_source") == "teacher":
+                below = {name: it for name, it in below.items() if name != "train_feature_source"}  # the teacher is frozen
             values[key] = {**below, **value} if isinstance(below, dict) and isinstance(value, dict) else value
         if "dmd_denoising_steps" not in values:
             values.setdefault("warp_denoising_step", True)
@@ -231,6 +233,14 @@ class DMD2Config(fvd.MethodConfig):
         """The ladder that the student is trained on, with the steps that it is trained with, unguided."""
         kind = "sde" if self.between_steps == "sde" else "ddim"
         return fvd.SamplingLadder(sampler_kind=kind, timesteps=self.trained_steps, shift_timesteps=self.warp_denoising_step)
+
+    def role_updates(self, run: fvd.RunConfig, role: str) -> int:
+        """Critic and discriminator move together."""
+        steps = run.training.max_train_steps
+        of_student = steps // self.generator_update_interval
+        if role == "student":
+            return of_student
+        return steps if self.update_mode == "joint" else steps - of_student
 
     def expected_passes(self, run: fvd.RunConfig) -> Mapping[str, Passes]:
         return expected_passes(self, run)

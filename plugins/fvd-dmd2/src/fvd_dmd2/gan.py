@@ -21,16 +21,9 @@ from fvd.adversarial import Discriminator, approximate_r1, discriminator_loss, e
 from fvd.features import default_layers
 from fvd.flow import expand_to
 from fvd_dmd2.gan_config import GanConfig
+from fvd_dmd2.scores import Draw
 
 HEADS = "heads"
-
-
-@dataclass(frozen=True)
-class Draw:
-    """At which timestep t [B], and with which noise, a sample is looked at."""
-
-    t: Tensor
-    noise: Tensor
 
 
 @dataclass(frozen=True)

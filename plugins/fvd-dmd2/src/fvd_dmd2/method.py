@@ -26,15 +26,22 @@ from torch import Tensor
 import fvd
 from fvd.adapters import Conditioning, LatentsSource
 from fvd.data.trajectories import Trajectories
-from fvd.flow import expand_to
-from fvd.losses import distribution_matching_loss, matching_gradient, mean_per_sample, regression_loss, squared_error
-from fvd.metrics import MetricValue, per_bin
+from fvd.losses import (
+    MatchingGradient,
+    distribution_matching_loss,
+    matching_gradient,
+    mean_per_sample,
+    regression_loss,
+    squared_error,
+)
+from fvd.metrics import MetricValue, moments, per_bin
+from fvd.rng import to_device
 from fvd.rollouts import simulate
 from fvd_dmd2.config import DISCRIMINATOR, DMD2Config
-from fvd_dmd2.gan import Draw, GanBranch, build_discriminator
+from fvd_dmd2.gan import GanBranch, build_discriminator
 from fvd_dmd2.health import rules
 from fvd_dmd2.regression import draw_pairs, regression_error, regression_term
-from fvd_dmd2.scores import ScoreTimesteps, Teacher
+from fvd_dmd2.scores import Draw, ScoreTimesteps, Teacher, TeacherPrediction
 
 LADDER_TIMESTEPS = 1000
 """Unit of ``dmd_denoising_steps``: 1000 is pure noise."""
@@ -158,9 +165,9 @@ class DMD2Method(fvd.Method):
     def roll_out(self, batch: fvd.Batch, rng: fvd.StepRandom, *, with_grad: bool) -> Rollout:
         """The student's samples, from pure noise along its ladder, or in one step from noised data. Gradient, where wanted,
         flows through the last forward only. Draws of a sample: its exit step where each has its own, a noise, and in
-        simulation, between sde steps, one noise a step."""
+        simulation one noise an sde step before its exit."""
         exit_steps = self.choose_exit_steps(rng)
-        t = self.ladder[torch.tensor(exit_steps)]
+        t = self.ladder[to_device(torch.tensor(exit_steps), self.ladder.device)]
         noise = rng.randn_like(batch.latents)
         if self.config.rollout_mode == "data_latent":
             x_t = self.adapter.add_noise(batch.latents, noise, t)
@@ -172,7 +179,7 @@ class DMD2Method(fvd.Method):
                 noise,
                 exit_steps,
                 between=self.config.between_steps,
-                fresh_noise=lambda: rng.randn_like(noise),
+                fresh_noise=lambda drawing: rng.randn_of(drawing, noise),
                 early_exit=self.config.early_exit,
             )
         with torch.set_grad_enabled(with_grad):
@@ -197,21 +204,9 @@ class DMD2Method(fvd.Method):
         )
         value = distribution_matching_loss(x0, gradient)
 
-        student = x0.detach()
-        metrics: dict[str, MetricValue] = {
-            "dmd2/gradient_rms": gradient.value.square().mean().sqrt(),
-            "dmd2/gradient_norm": gradient.value.norm() / gradient.value.numel(),
-            "dmd2/normalizer": gradient.mean_over_kept(mean_per_sample(gradient.normalizer)),
-            "dmd2/score_gap": gradient.mean_over_kept(mean_per_sample((fake_x0 - real.x0).abs())),
-            "dmd2/critic_gap": gradient.mean_over_kept(mean_per_sample((fake_x0 - student).abs())),
-            **moments("student", student, gradient.kept),
-            **moments("teacher", real.x0, gradient.kept),
-            **per_bin("student_loss", 0.5 * mean_per_sample(gradient.value.square()), t, LADDER_TIMESTEPS),
-        }
-        if real.cond_x0 is not None:
-            metrics |= moments("teacher_cond", real.cond_x0, gradient.kept)
+        metrics = self.student_metrics(x0.detach(), fake_x0, real, gradient, t)
         if self.latents_source(self.run) == "data":
-            metrics |= moments("data", batch.latents, gradient.kept)
+            metrics |= moments("dmd2/data_x0", batch.latents, gradient.kept)
         if self.gan and self.config.gan.weight_generator:
             gan = self.gan.generator_loss(x0, batch, rng, draw)
             value = value + gan.value
@@ -237,13 +232,32 @@ class DMD2Method(fvd.Method):
         value = regression_loss(prediction, target)
         metrics: dict[str, MetricValue] = {
             "critic/sigma": t.mean() / LADDER_TIMESTEPS,
-            "rollout/x0_std": x0.std(),
+            "rollout/x0_std": moments("x0", x0, torch.ones_like(t, dtype=torch.bool))["x0_std"],
             "rollout/exit_step": rollout.exit_step,
             **per_bin("critic_loss", squared_error(prediction.detach(), target), t, LADDER_TIMESTEPS),
         }
         return fvd.Loss("critic_loss", value, role="critic", metrics=metrics)
 
     # --- its parts ---
+    def student_metrics(
+        self, x0: Tensor, fake_x0: Tensor, real: TeacherPrediction, gradient: MatchingGradient, t: Tensor
+    ) -> dict[str, MetricValue]:
+        """What tells whether it goes well: of the samples that are kept, and not of how they are batched."""
+        per_sample = {
+            "dmd2/gradient_rms": mean_per_sample(gradient.value.square()).sqrt(),
+            "dmd2/gradient_norm": gradient.value.flatten(1).norm(dim=1),
+            "dmd2/normalizer": mean_per_sample(gradient.normalizer),
+            "dmd2/score_gap": mean_per_sample((fake_x0 - real.x0).abs()),
+            "dmd2/critic_gap": mean_per_sample((fake_x0 - x0).abs()),
+        }
+        return {
+            **{name: gradient.mean_over_kept(values) for name, values in per_sample.items()},
+            **moments("dmd2/student_x0", x0, gradient.kept),
+            **moments("dmd2/teacher_x0", real.x0, gradient.kept),
+            **({} if real.cond_x0 is None else moments("dmd2/teacher_cond_x0", real.cond_x0, gradient.kept)),
+            **per_bin("student_loss", 0.5 * mean_per_sample(gradient.value.square()), t, LADDER_TIMESTEPS),
+        }
+
     def _gan_branch(self) -> GanBranch:
         config = self.config.gan
         source = self.adapter.bind(self.roles[config.feature_source])
@@ -258,12 +272,3 @@ class DMD2Method(fvd.Method):
 
     def student_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return self.student.predict_x0(x_t, t, cond, attn_kind=self.student_attn_kind).float()
-
-
-def moments(whose: str, x0: Tensor, kept: Tensor) -> dict[str, MetricValue]:
-    """Mean and standard deviation over the samples of a micro-batch that are ``kept`` [B]."""
-    kept = expand_to(kept, x0)
-    count = kept.expand_as(x0).sum().clamp(min=1)
-    mean = torch.where(kept, x0, 0.0).sum() / count
-    variance = torch.where(kept, (x0 - mean).square(), 0.0).sum() / count
-    return {f"dmd2/{whose}_x0_mean": mean, f"dmd2/{whose}_x0_std": variance.sqrt()}

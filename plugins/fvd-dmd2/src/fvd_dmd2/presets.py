@@ -45,6 +45,31 @@ BEST_PRACTICE_ROLES: Mapping[str, Mapping[str, object]] = {
 _DECAY = 0.01
 """Weight decay of all five."""
 
+_SHARED: Mapping[str, object] = {
+    "rollout_mode": "simulate",
+    "between_steps": "sde",
+    "step_choice": "batch",
+    "early_exit": True,
+    "reuse_rollout": True,
+    "generator_update_interval": 5,
+    "update_mode": "joint",
+    "separate_graphs": True,
+    "cfg_uncond": {"text": "negative_prompt"},
+    "skip_unused_uncond": True,
+    "batch_guidance": True,
+    "min_timestep_ratio": 0.02,
+    "max_timestep_ratio": 0.98,
+    "score_timestep_draw": "continuous",
+    "score_timestep_range": "inside",
+    "score_timestep_shift": None,
+    "score_timestep_choice": "sample",
+    "normalizer": "sample",
+    "normalizer_guard": "none",
+    "critic_target": "native",
+    "critic_timestep_range": "full",
+}
+"""What most of them have in common. Said in each preset, so that a preset stays what it is when a default of fvd changes."""
+
 _INTEGERS_THEN_CLAMP = {
     "score_timestep_draw": "integer",
     "score_timestep_range": "clamp",
@@ -55,17 +80,14 @@ PRESETS: Mapping[str, Preset] = {
     "dmd2": Preset(
         system="the official implementation of DMD2, SDXL in 4 steps",
         method_config={
+            **_SHARED,
             "dmd_denoising_steps": (999, 749, 499, 249),
             "warp_denoising_step": False,
-            "rollout_mode": "simulate",
             "real_score_guidance_scale": 8.0,
             "guidance_convention": "standard",
             "cfg_uncond": {"text": "zero"},
-            "normalizer_guard": "none",
             "score_timestep_draw": "integer",
-            "score_timestep_range": "inside",
             "score_timestep_shift": 1.0,
-            "critic_timestep_range": "full",
             "gan": {
                 "weight_generator": 5e-3,
                 "weight_discriminator": 1e-2,
@@ -80,9 +102,9 @@ PRESETS: Mapping[str, Preset] = {
     "causvid": Preset(
         system="CausVid, bidirectional student in 3 steps",
         method_config={
+            **_SHARED,
             "dmd_denoising_steps": (1000, 757, 522),
             "warp_denoising_step": False,
-            "rollout_mode": "simulate",
             "early_exit": False,
             "step_choice": "sample",
             "reuse_rollout": False,
@@ -90,7 +112,6 @@ PRESETS: Mapping[str, Preset] = {
             "guidance_convention": "offset",
             "skip_unused_uncond": False,
             "batch_guidance": False,
-            "normalizer_guard": "none",
             "score_timestep_shift": 8.0,
             **_INTEGERS_THEN_CLAMP,
         },
@@ -99,15 +120,14 @@ PRESETS: Mapping[str, Preset] = {
     "self_forcing": Preset(
         system="Self-Forcing",
         method_config={
+            **_SHARED,
             "dmd_denoising_steps": (1000, 750, 500, 250),
             "warp_denoising_step": True,
-            "rollout_mode": "simulate",
             "reuse_rollout": False,
             "real_score_guidance_scale": 3.0,
             "guidance_convention": "offset",
             "skip_unused_uncond": False,
             "batch_guidance": False,
-            "normalizer_guard": "none",
             "score_timestep_shift": 5.0,
             **_INTEGERS_THEN_CLAMP,
         },
@@ -120,13 +140,13 @@ PRESETS: Mapping[str, Preset] = {
     "fastgen": Preset(
         system="FastGen, Wan in 4 steps",
         method_config={
+            **_SHARED,
             "dmd_denoising_steps": (999, 937, 833, 624),
             "warp_denoising_step": False,
             "rollout_mode": "data_latent",
             "step_choice": "sample",
             "between_steps": "ode",
             "update_mode": "either_or",
-            "generator_update_interval": 5,
             "real_score_guidance_scale": 5.0,
             "guidance_convention": "standard",
             "batch_guidance": False,
@@ -148,11 +168,10 @@ PRESETS: Mapping[str, Preset] = {
     "fastvideo": Preset(
         system="FastVideo's modular trainer",
         method_config={
+            **_SHARED,
             "dmd_denoising_steps": (1000, 750, 500, 250),
             "warp_denoising_step": False,
-            "rollout_mode": "simulate",
             "early_exit": False,
-            "step_choice": "batch",
             "reuse_rollout": False,
             "separate_graphs": False,
             "guidance_convention": "standard",
@@ -160,7 +179,6 @@ PRESETS: Mapping[str, Preset] = {
             "skip_unused_uncond": False,
             "batch_guidance": False,
             "normalizer": "batch",
-            "normalizer_guard": "none",
             "score_timestep_choice": "batch",
             "min_timestep_ratio": 0.0,
             "max_timestep_ratio": 1.0,

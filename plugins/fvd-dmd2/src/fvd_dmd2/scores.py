@@ -19,6 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Draw:
+    """At which timestep t [B], and with which noise [B, C, T, H, W], samples are looked at."""
+
+    t: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
 class ScoreTimesteps:
     """A distribution of timesteps: uniform, shifted towards noise, and kept in a range.
 

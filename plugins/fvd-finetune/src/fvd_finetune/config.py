@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 
 import fvd
 from fvd.accounting import Passes
@@ -22,8 +23,9 @@ class FinetuneConfig(fvd.MethodConfig):
     """logit_normal: u = sigmoid(N(logit_mean, logit_std^2)). A positive mean favours low noise."""
     logit_std: NonNegativeFloat = 1.0
     """logit_normal: 0 trains on one noise level."""
-    mode_scale: float = 1.29
-    """mode: 0 is uniform; positive favours the middle, negative the ends."""
+    mode_scale: Annotated[float, Field(ge=-1, le=2 / (math.pi - 2))] = 1.29
+    """mode: 0 is uniform; positive favours the middle, negative the ends. From -1 to 1.7519, beyond which u would leave
+    [0, 1]."""
     attn_kind: Literal["dense", "vsa"] = "dense"
     """Kind of attention of the student; dense where the family has no other."""
 

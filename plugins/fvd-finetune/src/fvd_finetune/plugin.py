@@ -29,6 +29,7 @@ def fvd_methods() -> list[fvd.MethodSpec]:
             roles={"student": fvd.RoleNeeds(trainable=True, needs={"predict"})},
             needs={"prepare_batch", "add_noise", "training_target", "shift_and_clamp_timestep", "num_train_timesteps"},
             moved_keys=_MOVED_KEYS,
+            held_out_loss=True,
             example=fvd.Example(
                 training={
                     "max_train_steps": 4000,
