@@ -2,7 +2,7 @@
 
 A method gives its own with `fvd.Method.health_rules`; core adds those that hold for every method. Rules read the numbers
 that a step has brought to the host anyway, so they cost no synchronisation. What they have seen is not saved: a resumed
-run begins its windows anew.
+run shows them again what it had logged (`fvd.health.past`).
 """
 
 from fvd.health.rule import HealthRule as HealthRule

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fvd.errors import FvdError
+from fvd.health.past import PastStep
 from fvd.health.rule import HealthRule
 
 logger = logging.getLogger("fvd.health")
@@ -15,6 +17,16 @@ REPEAT_EVERY = 1000
 """Steps after which an alarm that stays on is logged again."""
 CLEAR_AFTER = 50
 """Observations in a row without a finding that end an alarm: one that comes and goes is one alarm."""
+LATEST = 10
+"""Observations that decide, at the end of a run, whether a finding was there to stay."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why training came to nothing. began: the step of the first of the findings that say so."""
+
+    error: FvdError
+    began: int
 
 
 @dataclass
@@ -24,50 +36,88 @@ class _Watched:
     rule: HealthRule
     is_on: bool = False
     logged_at: int = 0
-    findings: int = 0
-    observations: int = 0
+    row: list[int] = field(default_factory=list)
+    """First and last step of the findings in a row; empty where the last observation was none."""
     found_in_a_row: int = 0
     silent_in_a_row: int = 0
+    latest: deque[tuple[int, bool]] = field(default_factory=lambda: deque(maxlen=LATEST))
     last_finding: str = ""
 
-    def add(self, step: int, finding: str | None) -> None:
-        self.observations += 1
-        self.found_in_a_row = self.found_in_a_row + 1 if finding else 0
-        self.silent_in_a_row = 0 if finding else self.silent_in_a_row + 1
-        if finding:
-            self.findings += 1
-            self.last_finding = finding
-            if not self.is_on or step - self.logged_at >= REPEAT_EVERY:
+    def add(self, step: int, finding: str | None, *, aloud: bool = True) -> None:
+        self.latest.append((step, finding is not None))
+        if finding is None:
+            self.row, self.found_in_a_row = [], 0
+            self.silent_in_a_row += 1
+            if self.is_on and self.silent_in_a_row >= CLEAR_AFTER:
+                if aloud:
+                    logger.info("[%s] step %d: no longer", self.rule.name, step)
+                self.is_on = False
+            return
+        self.row = [self.row[0] if self.row else step, step]
+        self.found_in_a_row += 1
+        self.silent_in_a_row = 0
+        self.last_finding = finding
+        if not self.is_on or step - self.logged_at >= REPEAT_EVERY:
+            if aloud:
                 logger.warning("[%s] step %d: %s. Remedy: %s", self.rule.name, step, finding, self.rule.remedy)
-                self.logged_at = step
-            self.is_on = True
-        elif self.is_on and self.silent_in_a_row >= CLEAR_AFTER:
-            logger.info("[%s] step %d: no longer", self.rule.name, step)
-            self.is_on = False
+            self.logged_at = step
+        self.is_on = True
+
+    def forget_counts(self) -> None:
+        """Steps are missing here: what was found in a row before them says nothing of what comes after."""
+        self.row, self.found_in_a_row = [], 0
+        self.latest.clear()
+
+    def is_asked(self, metrics: Mapping[str, float]) -> bool:
+        there = [name in metrics for name in self.rule.watches]
+        return all(there) if self.rule.asked_with == "all" else any(there)
+
+    def ends_run_at(self, step: int) -> bool:
+        ends_run_after = self.rule.ends_run_after
+        return ends_run_after is not None and self.found_in_a_row >= ends_run_after and self.row[-1] == step
 
     @property
-    def ends_run(self) -> bool:
-        return self.rule.ends_run_after is not None and self.found_in_a_row >= self.rule.ends_run_after
+    def is_there_to_stay(self) -> bool:
+        found = sum(is_found for _, is_found in self.latest)
+        return self.rule.ends_run_after is not None and bool(self.row) and 2 * found >= len(self.latest)
 
-    @property
-    def never_silent(self) -> bool:
-        return self.rule.ends_run_after is not None and self.findings == self.observations > 0
+    def failure(self, when: str, how_often: str, began: int) -> Failure:
+        message = f"[{self.rule.name}] {when}: {self.last_finding}; {how_often}"
+        return Failure(FvdError(message, cure=self.rule.remedy), began)
 
 
 class HealthMonitor:
     """All rules of a run. A warning when one finds something, again only after it has been silent for `CLEAR_AFTER`
-    observations, or after `REPEAT_EVERY` steps."""
+    observations, or after `REPEAT_EVERY` steps.
 
-    def __init__(self, rules: Sequence[HealthRule]) -> None:
-        self._watched = [_Watched(rule) for rule in rules]
+    past: what a run that continues had logged. Rules see it before anything else; it raises no alarm and ends no run.
+    """
+
+    def __init__(self, rules: Sequence[HealthRule], past: Sequence[PastStep] = ()) -> None:
+        self._watched: list[_Watched] = []
+        self._past = past
+        for rule in rules:
+            self.add(rule)
 
     def add(self, rule: HealthRule) -> None:
-        self._watched.append(_Watched(rule))
+        watched = _Watched(rule)
+        self._watched.append(watched)
+        self._show_past(watched)
+
+    def _show_past(self, watched: _Watched) -> None:
+        for row in self._past:
+            if not row.follows:
+                watched.forget_counts()
+            if watched.is_asked(row.metrics):
+                try:
+                    watched.add(row.step, watched.rule.observe(row.metrics), aloud=False)
+                except Exception:
+                    logger.debug("the health rule %s failed on a logged step", watched.rule.name, exc_info=True)
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Ask every rule whose metrics are there; ``health/<name>`` of each, 1.0 while it is on."""
         for watched in list(self._watched):
-            if all(name in metrics for name in watched.rule.watches):
+            if watched.is_asked(metrics):
                 self._ask(watched, step, metrics)
         states: dict[str, float] = {}
         for watched in self._watched:
@@ -84,22 +134,25 @@ class HealthMonitor:
             return
         watched.add(step, finding)
 
-    def why_to_end_now(self, step: int) -> FvdError | None:
-        """What to raise where a finding that ends a run has come as often in a row as its rule says."""
+    @property
+    def doubtful_since(self) -> int | None:
+        """The first step of the findings in a row that may come to end the run; None where there are none."""
+        rows = [watched.row[0] for watched in self._watched if watched.row and watched.rule.ends_run_after is not None]
+        return min(rows, default=None)
+
+    def why_to_end_now(self, step: int) -> Failure | None:
+        """Where, with this step, a finding that ends a run has come as often in a row as its rule says."""
         for watched in self._watched:
-            if watched.ends_run:
-                return _failure(watched, f"step {step}", f"{watched.found_in_a_row} times in a row")
+            if watched.ends_run_at(step):
+                return watched.failure(f"step {step}", f"{watched.found_in_a_row} times in a row", watched.row[0])
         return None
 
-    def why_it_failed(self, step: int) -> FvdError | None:
-        """What to raise at the end of a run in which such a finding came at every observation."""
+    def why_it_failed(self, step: int) -> Failure | None:
+        """At the end of a run: where such a finding is the last that was heard of its rule, and was there at least half of
+        the last times."""
         for watched in self._watched:
-            if watched.never_silent:
-                return _failure(
-                    watched, f"until step {step}", f"each time that it could have been otherwise ({watched.findings})"
-                )
+            if watched.is_there_to_stay:
+                found = [at for at, is_found in watched.latest if is_found]
+                how_often = f"{len(found)} of the last {len(watched.latest)} times that it could have been otherwise"
+                return watched.failure(f"until step {step}", how_often, min(found[0], watched.row[0]))
         return None
-
-
-def _failure(watched: _Watched, when: str, how_often: str) -> FvdError:
-    return FvdError(f"[{watched.rule.name}] {when}: {watched.last_finding}; {how_often}", cure=watched.rule.remedy)
