@@ -58,7 +58,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 def verdict(figure: float, target: float, unit: str = "") -> str:
     """``1.02 (at most 1.03)``, or with the word ABOVE."""
-    return f"{figure:.2f}{unit} ({'at most' if figure <= target else 'ABOVE'} {target:g}{unit})"
+    return f"{figure:.3g}{unit} ({'at most' if figure <= target else 'ABOVE'} {target:g}{unit})"
 
 
 def machine() -> str:

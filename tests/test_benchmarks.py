@@ -68,7 +68,7 @@ def test_flops_of_a_forward_pass(modules):
     import gpu_wan
     from inputs import SIZES
 
-    size = replace(SIZES["2m"], latents=(2, 8, 8))
+    size = replace(SIZES["2m"], latents=(4, 16, 16))
     network = WanTransformer3DModel(**size.transformer)
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         network(torch.zeros(1, 16, *size.latents), torch.zeros(1), torch.zeros(1, 512, size.text_dim))

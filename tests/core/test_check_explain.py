@@ -211,6 +211,24 @@ def test_on_a_terminal_it_fits(tmp_path, capsys, monkeypatch, columns):
     assert ("1 default 1 x 1 = 1 sample a step" if columns == 200 else "1 (default) 1 x 1 = 1 sample a step") in words
 
 
+@pytest.mark.parametrize("columns", [30, 40, 59, 60, 80, 140])
+def test_nothing_is_cut_off_on_a_narrow_terminal(tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    path = write(tmp_path, DISTILLED)
+    assert main(["check", str(path), "--explain"]) == 0
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "…" not in out
+    if columns < 60:
+        assert max(map(len, out.partition(str(tmp_path))[0].splitlines())) <= columns
+        letters = "".join(out.split())
+        explanation = explain_run(load_run_file(path))
+        for section, each in explanation.sections.items():
+            for knob in each:
+                said = (knob.key.removeprefix(f"{section}."), knob.value_text, knob.source, knob.meaning)
+                assert "".join("".join(said).split()) in letters, knob.key
+
+
 def test_as_json(tmp_path, capsys):
     path = write(tmp_path, DISTILLED)
     assert main(["check", str(path), "--explain", "--json"]) == 0

@@ -10,7 +10,7 @@ import torch
 from small_video import small_roles
 
 from fvd.checkpoint.manager import CheckpointManager, load_role_weights, read_checkpoint
-from fvd.config.changes import changed_keys
+from fvd.config.changes import changed_keys, may_change
 from fvd.errors import CheckpointError
 from fvd.optim import OptimizerSpec
 from fvd.plugins.lock import Lock
@@ -215,4 +215,7 @@ def test_what_may_change_between_resumes():
         "method_config": {"a": 0},
         "plugins": {"only": ["x"]},
     }
-    assert changed_keys(old, new) == {"training.learning_rate": (1.0, 2.0), "method_config.a": (None, 0)}
+    changed = changed_keys(old, new)
+    assert changed["training.max_train_steps"] == (5, 9)
+    matter = {key: values for key, values in changed.items() if not may_change(key)}
+    assert matter == {"training.learning_rate": (1.0, 2.0), "method_config.a": (None, 0)}

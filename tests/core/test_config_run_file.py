@@ -75,6 +75,32 @@ def test_an_empty_file_is_told_to_be_empty(tmp_path, text):
     assert loaded.config is None
 
 
+@pytest.mark.parametrize("character", ["\0", "\x1b", "\x7f"])
+def test_a_control_character_is_a_problem_with_its_line(tmp_path, character):
+    (problem,) = load(tmp_path, FINETUNE.replace("max_train_steps: 10", f"max_train_steps: 1{character}")).errors
+    assert problem.message == f"not valid YAML: the character U+{ord(character):04X} is not allowed"
+    assert problem.line == 10
+    assert problem.cure
+
+
+@pytest.mark.parametrize("content", [b"flow_shift: 3\0", b"flow_shift: \xff\xfe"])
+def test_a_broken_pipeline_config_is_a_problem(tmp_path, content):
+    (tmp_path / "other.yaml").write_bytes(content)
+    text = FINETUNE.replace("pipeline_config:\n  flow_shift: 3\n", f"pipeline_config_path: {tmp_path / 'other.yaml'}\n")
+    assert load(tmp_path, text).errors
+    assert load(tmp_path, FINETUNE.replace("pipeline_config:\n  flow_shift: 3", 'pipeline_config_path: "a\\0b"')).errors
+
+
+def test_a_control_character_in_set_is_a_problem(tmp_path):
+    (problem,) = load(tmp_path, FINETUNE, ["training.seed=\0"]).errors
+    assert (problem.key, problem.message) == ("training.seed", "the value is not valid YAML")
+
+
+def test_an_escaped_nul_in_a_folders_name_is_no_traceback(tmp_path):
+    text = FINETUNE.replace("data_path: data/clips", 'data_path: "a\\0b"\n  validation_data_path: "a\\0c"')
+    assert load(tmp_path, text).problems
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key", "line", "hint"),
     [

@@ -180,7 +180,7 @@ def test_what_descriptors_say_and_who_counts_more(installed):
     assert document["pipeline_config"] == {"solver": "fast"}  # `shape` is no key of this family
     assert document["method_config"] == {"steps": None}
     assert "  steps:  # REQUIRED; int: How many" in text.splitlines()
-    assert "  # inner: {size: 2}  # Inner" in text.splitlines()
+    assert "  # inner:  # a section\n  #   size: 2  # int\n" in text
     assert "  solver: fast  # fast | exact: How steps are made" in text.splitlines()
     assert yaml.safe_load(with_every_key(text))["pipeline_config"]["note"] == "two\nlines: # and more"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -16,6 +17,7 @@ from fvd.health import HealthRule, LowestMedian, RecentMedian, Rise
 from fvd.health.core_rules import AlwaysClipped, Exploding, NonFiniteGradient, rules_of_role
 from fvd.health.monitor import CLEAR_AFTER, REPEAT_EVERY, HealthMonitor
 from fvd.health.movement import UnmovedTensors
+from fvd.health.past import FIRST, LAST, PastStep, past_steps
 
 
 def log_normal(count: int, decades: float, seed: int = 0) -> list[float]:
@@ -154,13 +156,113 @@ def test_steps_without_its_metrics_are_no_observations(caplog):
 
 def test_findings_in_a_row_end_a_run_and_one_good_step_begins_anew():
     monitor = HealthMonitor([Scripted(ends_run_after=3)])
+    assert monitor.doubtful_since is None
     for step, value in enumerate([1, 1, 0, 1, 1], 1):
         monitor.observe(step, {"x": float(value)})
         assert monitor.why_to_end_now(step) is None
+        assert monitor.doubtful_since == [1, 1, None, 4, 4][step - 1]
     monitor.observe(6, {"x": 7.0})
     failure = monitor.why_to_end_now(6)
-    assert str(failure) == "[scripted] step 6: x is 7; 3 times in a row\nDo something."
-    assert monitor.why_it_failed(6) is None  # it was otherwise once
+    assert str(failure.error) == "[scripted] step 6: x is 7; 3 times in a row\nDo something."
+    assert failure.began == 4
+    monitor.observe(7, {"y": 1.0})
+    assert monitor.why_to_end_now(7) is None  # nothing new is known
+
+
+@pytest.mark.parametrize(
+    ("series", "began"),
+    [
+        ([1], 1),
+        ([0, 1], 2),
+        ([1, 0, 1, 1], 1),
+        ([0, 0, 1], None),
+        ([1, 1, 1, 0], None),
+        ([1] * 50 + [0] * 5 + [1] * 5, 56),
+        ([1] * 50 + [0] * 6 + [1] * 4, None),
+        ([0] * 3 + [1] * 15, 4),
+    ],
+)
+def test_a_run_failed_where_the_last_is_a_finding_and_half_of_the_last_ten_are(series, began):
+    monitor = HealthMonitor([Scripted(ends_run_after=100)])
+    for step, value in enumerate(series, 1):
+        monitor.observe(step, {"x": float(value)})
+    failure = monitor.why_it_failed(len(series))
+    assert (failure and failure.began) == began
+
+
+class OfTwoRoles(Scripted):
+    """x and y never come together."""
+
+    watches, asked_with = ("x", "y"), "any"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, float] = {}
+
+    def observe(self, metrics):
+        self.seen |= {name: metrics[name] for name in self.watches if name in metrics}
+        return "both" if sum(self.seen.values()) == 2 else None
+
+
+def test_a_rule_may_be_asked_where_any_of_its_metrics_is_there():
+    monitor = HealthMonitor([OfTwoRoles()])
+    found = [monitor.observe(step, row) for step, row in enumerate([{"x": 1.0}, {"z": 1.0}, {"y": 1.0}], 1)]
+    assert [states["health/scripted"] for states in found] == [0.0, 0.0, 1.0]
+
+
+# --- what was logged before ---
+def write_rows(path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps({"data/epoch": 0.0, **row}) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_the_past_is_read_without_what_is_no_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert past_steps(path, 5) == []
+    write_rows(path, [{"step": 1, "x": 1.0}, {"step": 2, "x": "nan"}, {"step": 4, "x": "-inf"}, {"step": 5}, {"step": 6}])
+    with path.open("a", encoding="utf-8") as file:
+        file.write('[]\n{"step": 5, "validation/loss": 1.0}\n{"step": 5, "x": null, "data/epoch": 0}\n{"step": 5, "x"')
+    past = past_steps(path, 5)
+    assert [(row.step, row.follows) for row in past] == [(1, False), (2, True), (4, False), (5, True)]
+    assert [repr(row.metrics.get("x")) for row in past] == ["1.0", "nan", "-inf", "None"]
+
+
+def test_of_a_long_past_the_beginning_and_the_end_are_read(tmp_path):
+    write_rows(tmp_path / "metrics.jsonl", [{"step": step} for step in range(1, FIRST + LAST + 501)])
+    past = past_steps(tmp_path / "metrics.jsonl", 10**6)
+    assert [row.step for row in past] == [*range(1, FIRST + 1), *range(FIRST + 501, FIRST + LAST + 501)]
+    assert [row.step for row in past if not row.follows] == [1, FIRST + 501]
+
+
+def past_of(series: list[float]) -> list[PastStep]:
+    return [PastStep(step, {"x": value}, follows=step > 1) for step, value in enumerate(series, 1)]
+
+
+def test_the_past_is_silent_and_counts(caplog):
+    monitor = HealthMonitor([Scripted(ends_run_after=4)], past_of([0, 1, 1]), start_step=3)
+    assert monitor.why_to_end_now(3) is None
+    assert monitor.observe(4, {"x": 1.0}) == {"health/scripted": 1.0}
+    monitor.observe(5, {"x": 1.0})
+    assert monitor.why_to_end_now(5).began == 2
+    assert said(caplog) == []  # it was on, and said, before
+
+
+def test_a_rule_that_comes_later_has_the_same_past():
+    monitor = HealthMonitor([], past_of([0.5] * 100), start_step=100)
+    monitor.add(Exploding("loss_exploding", "x"))
+    states = [monitor.observe(step, {"x": 20.0})["health/loss_exploding"] for step in range(101, 131)]
+    assert states[-1] == 1.0
+    alone = HealthMonitor([Exploding("loss_exploding", "x")])
+    assert not any(alone.observe(step, {"x": 20.0})["health/loss_exploding"] for step in range(101, 131))
+
+
+def test_where_steps_are_missing_nothing_is_in_a_row():
+    past = [PastStep(step, {"x": 1.0}, follows=False) for step in (10, 20, 30)]
+    monitor = HealthMonitor([Scripted(ends_run_after=3)], past, start_step=35)
+    monitor.observe(36, {"x": 1.0})
+    monitor.observe(37, {"x": 1.0})
+    assert monitor.why_to_end_now(37) is None
+    monitor.observe(38, {"x": 1.0})
+    assert monitor.why_to_end_now(38).began == 36
 
 
 def test_a_rule_that_only_warns_never_ends_a_run():

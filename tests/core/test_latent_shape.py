@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from small_video import small_roles, small_run
 
 from fvd.config.models import MethodConfig
 from fvd.data.spec import DataSpec, FieldSpec
+from fvd.data.trajectories import LATENTS
 from fvd.errors import DataError
-from fvd.runtime import resolve_latent_shape
+from fvd.video_size import check_size_early, resolve_latent_shape
 
 SPEC = DataSpec(
     text_padding_length=4,
@@ -32,7 +31,7 @@ class Adapter:
 
 def resolve(shapes, source, **training):
     run = small_run(small_roles({"student": True}), MethodConfig(), training=training)
-    return resolve_latent_shape(run, Adapter(), SimpleNamespace(shapes=shapes), SPEC, source)
+    return resolve_latent_shape(run, Adapter().latent_shape, shapes, SPEC, source)
 
 
 @pytest.mark.parametrize("source", ["data", "zeros"])
@@ -70,3 +69,51 @@ def test_nobody_says_it(source):
     with pytest.raises(DataError, match="nothing says how large") as caught:
         resolve({"text": {"D": 32}}, source)
     assert "training.num_height" in caught.value.cure
+
+
+# --- trajectories ----------------------------------------------------------------------------------------------------
+PAIRS = {LATENTS: {"S": 5, "C": 16, "T": 3, "H": 8, "W": 6}, "text": {"D": 32}}
+
+
+def test_trajectories_say_it_where_there_are_no_latents():
+    assert resolve(PAIRS, "zeros") == (16, 3, 8, 6)
+    assert resolve(PAIRS, "zeros", **SIZE) == (16, 3, 8, 6)
+    assert resolve(PAIRS, "zeros", num_latent_t=4) == (16, 3, 8, 6)
+
+
+@pytest.mark.parametrize("change", [SIZE | {"num_frames": 13}, SIZE | {"num_width": 64}, {"num_latent_t": 2}])
+def test_a_size_that_is_not_the_trajectories_is_refused(change):
+    with pytest.raises(
+        DataError, match=r"trajectories in the data have latents \[16, 3, 8, 6\], and this run has \[16, "
+    ) as caught:
+        resolve(PAIRS, "zeros", **change)
+    assert "num_latent_t" in caught.value.cure
+
+
+def test_latents_and_trajectories_of_two_sizes_are_refused():
+    both = {**PAIRS, "latent": {"C": 16, "T": 3, "H": 8, "W": 8}}
+    with pytest.raises(DataError, match="trajectories in the data"):
+        resolve(both, "data")
+
+
+# --- before weights --------------------------------------------------------------------------------------------------
+class Unknowing:
+    def latent_shape(self, geometry):
+        return None
+
+
+def check_early(family, shapes, **training):
+    run = small_run(small_roles({"student": True}), MethodConfig(), training=training)
+    check_size_early(run, family, shapes, SPEC, "zeros")
+
+
+def test_early_where_the_family_knows():
+    check_early(Adapter(), PAIRS, **SIZE)
+    for family in (Adapter(), Unknowing()):
+        check_early(family, PAIRS)
+        with pytest.raises(DataError, match="nothing says how large"):
+            check_early(family, {"text": {"D": 32}})
+    wrong = SIZE | {"num_width": 64}
+    check_early(Unknowing(), PAIRS, **wrong)
+    with pytest.raises(DataError, match="trajectories in the data"):
+        check_early(Adapter(), PAIRS, **wrong)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fvd import FvdError, OptimizerSpec
-from fvd.config.optimization import KNOWN_OPTIMIZERS, takes_setting
+from fvd.config.optimization import ARGUMENT_KINDS, KNOWN_OPTIMIZERS, MAY_BE_NULL, SETTINGS, is_of_kind, takes_setting
 from fvd.config.optimizers import REFUSED_OPTIMIZERS, is_eight_bit
 from fvd.optim import find_optimizer, lr_multiplier
 
@@ -169,6 +169,71 @@ def test_every_optimizer_lowers_a_parabola(name):
         parameter.square().sum().backward()
         optimizer.step()
     assert parameter.square().sum() < before
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_what_an_argument_is_is_what_its_default_is(name):
+    """Every argument that is no setting has a kind, and torch's default is of it."""
+    for argument, parameter in inspect.signature(find_optimizer(name)).parameters.items():
+        if argument in KNOWN_OPTIMIZERS[name] - set(SETTINGS.values()):
+            is_null = parameter.default is None
+            assert argument in MAY_BE_NULL if is_null else is_of_kind(parameter.default, ARGUMENT_KINDS[argument])
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        ("true or false", [True, False], [1, 0, "yes", None]),
+        ("a number", [0, 0.5, -1], [True, "x", [1], None]),
+        ("a list of 2 numbers", [[0.5, 1], (1, 2)], [[0.5], [1, 2, 3], [1, "x"], [1, True], 3, "ab", None]),
+        ("a word", ["original"], [1, None, True]),
+    ],
+)
+def test_kinds_of_arguments(kind, right, wrong):
+    assert all(is_of_kind(value, kind) for value in right)
+    assert not any(is_of_kind(value, kind) for value in wrong)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+@pytest.mark.parametrize("argument", ["foreach", "differentiable"])
+def test_who_chooses_how_a_step_is_computed_gets_it_so(name, argument):
+    spec = OptimizerSpec(name=name, learning_rate=0.1, arguments={argument: True})
+    group = spec.build_optimizer([weights(2)]).param_groups[0]
+    assert group[argument] is True
+    assert not group["fused"]
+
+
+def test_foreach_trains():
+    OptimizerSpec(name="AdamW", learning_rate=0.1, arguments={"foreach": True}).try_out(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("AdamW", {"amsgrad": 1}, r"AdamW cannot make a step with \{amsgrad: 1\}: _fused_adamw_"),
+        ("AdamW", {"differentiable": True}, r"cannot make a step with \{differentiable: true\}"),
+        ("Adadelta", {"rho": "x"}, r"Adadelta cannot be made with \{rho: x\}"),
+        ("Rprop", {"etas": [0.5]}, r"Rprop cannot be made with \{etas: \[0.5\]\}"),
+    ],
+)
+def test_what_fails_at_a_step_fails_before_weights_are_loaded(name, arguments, words):
+    """With what the run file says, which the class's own words leave out."""
+    with pytest.raises(FvdError, match=words) as caught:
+        OptimizerSpec(name=name, learning_rate=0.1, arguments=arguments).try_out(torch.device("cpu"))
+    assert len(caught.value.message) < 400
+    assert "\n" not in caught.value.message
+    assert f"{next(iter(arguments))}: " in caught.value.cure
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_every_optimizer_makes_the_trial_step(name):
+    OptimizerSpec(name=name, learning_rate=0.1).try_out(torch.device("cpu"))
+
+
+def test_muon_says_what_it_takes():
+    with pytest.raises(FvdError, match=r"Muon takes 2D parameters alone, matrices, and there is one of shape \[3\]") as caught:
+        OptimizerSpec(name="Muon", learning_rate=0.1).build_optimizer([weights(2, 2), weights(3)])
+    assert caught.value.cure == "Use AdamW."
 
 
 def test_arguments_reach_the_class():

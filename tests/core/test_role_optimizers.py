@@ -354,6 +354,37 @@ def test_the_effective_run_file_means_the_same(load, tmp_path):
             "error",
             "has a key of its own",
         ),
+        (
+            {"training": {"optimizer_arguments": {"amsgrad": 1}}},
+            "training.optimizer_arguments.amsgrad",
+            "error",
+            "amsgrad of AdamW must be true or false, got 1",
+        ),
+        (
+            {"training": {"optimizer": "Adadelta", "optimizer_arguments": {"rho": "x"}}},
+            "training.optimizer_arguments.rho",
+            "error",
+            "rho of Adadelta must be a number, got x",
+        ),
+        (
+            {"student": {"optimizer": {"name": "Rprop", "arguments": {"etas": [0.5]}}}},
+            "roles.student.optimizer.arguments.etas",
+            "error",
+            "etas of Rprop must be a list of 2 numbers, got [0.5]",
+        ),
+        (
+            {"student": {"optimizer": {"arguments": {"differentiable": True}}}},
+            "roles.student.optimizer.arguments.differentiable",
+            "error",
+            "cannot be true",
+        ),
+        (
+            {"training": {"optimizer_arguments": {"momentum": 0.9}}, "student": {"optimizer": {"name": "SGD"}}},
+            "training.optimizer_arguments.momentum",
+            "error",
+            "the optimizer AdamW takes no momentum",
+        ),
+        ({"training": {"optimizer": "Muon", "max_train_steps": 1}}, "training.optimizer", "warning", "two-dimensional"),
         ({"teacher": {"optimizer": {"eps": 1}}}, "roles.teacher.optimizer", "error", "the teacher is frozen"),
         ({"teacher": {"ema": True}}, "roles.teacher.ema", "error", "the teacher is frozen"),
         ({"student": {"path": None}}, "roles.student.path", "error", "must be text"),
@@ -377,10 +408,24 @@ def test_what_is_wrong_is_said_at_its_key(load, said, key, severity, words):
         {"student": {"optimizer": {"name": "NewIn2030", "betas": [0, 0.9], "arguments": {"power": 3}}}},  # nobody knows it here
         {"teacher": {"ema": False}},
         {"student": {"optimizer": None, "ema": None}},
+        {"training": {"optimizer_arguments": {"foreach": True, "amsgrad": True, "fused": None}}},
+        {"student": {"optimizer": {"name": "Adafactor", "arguments": {"eps": [None, 0.5]}}}},
+        {
+            "training": {"optimizer_arguments": {"momentum": 0.9}, "optimizer": "SGD"},
+            "critic": {"optimizer": {"arguments": {}}},
+        },
     ],
 )
 def test_what_is_not_wrong(load, said):
     assert [problem for problem in load(**said).problems if problem.severity == "error"] == []
+
+
+@pytest.mark.parametrize("critic", [{}, {"optimizer": {"name": "SGD"}}])
+def test_one_misplaced_argument_of_all_roles_is_one_error(load, critic):
+    (problem,) = load(training={"optimizer_arguments": {"lr": 1}}, critic=critic).errors
+    assert (problem.key, problem.cure) == ("training.optimizer_arguments.lr", "Write training.learning_rate.")
+    (problem,) = load(critic={"optimizer": {"arguments": {"lr": 1}}}).errors
+    assert problem.cure == "Write roles.critic.optimizer.learning_rate."
 
 
 def test_eight_bit_is_known_and_the_lack_of_its_library_too(load, monkeypatch):

@@ -38,8 +38,8 @@ def save(run_dir: RunDirectory, *steps: int, **training: object) -> CheckpointMa
 
 def start_step(run_dir: RunDirectory, resume: str = "auto", **training: object) -> int | None:
     manager = CheckpointManager(run_dir.checkpoints)
-    checkpoint = find_resume_point(config_for(run_dir, **training), resume, run_dir, manager)
-    return checkpoint.step if checkpoint else None
+    point = find_resume_point(config_for(run_dir, **training), resume, run_dir, manager)
+    return point.checkpoint.step if point else None
 
 
 # --- the lock --------------------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ WRONG = [
     ("method", "moved_keys={'old': 'new'}", "moved_keys['old'] must be a MovedKey, got 'new'"),
     ("method", "moved_keys={'old': fvd.MovedKey(to=None)}", "MovedKey: to must be text, got None"),
     ("method", "moved_keys={'old': fvd.MovedKey(to='new', values=[1])}", "MovedKey: values must be a mapping, got [1]"),
+    ("method", "held_out_loss='yes'", "held_out_loss must be True or False, got 'yes'"),
     ("sampler", "scheduler=None", "scheduler must be text, got None"),
     ("sampler", "takes_timesteps='no'", "takes_timesteps must be True or False, got 'no'"),
     ("sampler", "few_step=None", "few_step must be True or False, got None"),

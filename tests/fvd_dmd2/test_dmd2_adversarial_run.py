@@ -78,7 +78,9 @@ def test_a_run_with_a_discriminator_in_two_halves_is_a_straight_one(tmp_path):
 def test_a_teacher_without_hidden_states_is_refused_before_the_first_step(tmp_path, capsys):
     path = write(tmp_path, roles={**ROLES, "teacher": {"path": "analytic"}})
     assert main(["run", path]) == 1
-    assert "hidden states" in capsys.readouterr().err or "features" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the role 'teacher' is the exact denoiser, a formula without hidden states" in said
+    assert "method_config.gan.feature_source: critic" in said
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 

@@ -14,6 +14,7 @@ from fvd.config.check import CheckContext
 from fvd.config.optimization import EmaConfig, OptimizerConfig, given
 from fvd_dmd2 import plugin
 from fvd_dmd2.config import BEST_PRACTICE_ROLES, PRESETS, DMD2Config
+from fvd_dmd2.method import DMD2Method
 
 STEPS = [1000, 750, 500, 250]
 
@@ -416,6 +417,39 @@ def test_check_warns_of_settings_without_effect():
 
 def test_check_is_silent_about_other_methods_of_whatever_name():
     assert findings(method_config=fvd.MethodConfig()) == []
+
+
+def test_features_of_the_teacher_are_not_trained_along_whatever_the_preset_says():
+    """The preset dmd2 looks at the critic and trains it; the teacher is frozen."""
+    preset = DMD2Config(preset="dmd2")
+    assert (preset.gan.feature_source, preset.gan.train_feature_source) == ("critic", True)
+    gan = DMD2Config.model_validate({"preset": "dmd2", "gan": {"feature_source": "teacher"}}).gan
+    assert (gan.feature_source, gan.train_feature_source, gan.timestep) == ("teacher", False, "uniform")
+    assert DMD2Config.model_validate({"preset": "dmd2", "gan": {"timestep": "clean"}}).gan.train_feature_source
+    with pytest.raises(ValidationError, match="train_feature_source needs feature_source: critic"):
+        DMD2Config.model_validate({"preset": "dmd2", "gan": {"feature_source": "teacher", "train_feature_source": True}})
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 5, 6, 23])
+@pytest.mark.parametrize("interval", [1, 2, 5, 7])
+@pytest.mark.parametrize("mode", ["joint", "either_or"])
+def test_how_often_a_role_moves_is_what_the_method_does(steps, interval, mode):
+    """`fvd check` asks the config, the trainer the method; with a discriminator or without."""
+    if (interval, mode) == (1, "either_or"):
+        return  # refused
+    config = DMD2Config(generator_update_interval=interval, update_mode=mode)
+    run = fvd.RunConfig(
+        recipe={"family": "toy", "method": "dmd2"},
+        roles={name: {} for name in ("student", "teacher", "critic", "discriminator")},
+        training={"output_dir": "x", "max_train_steps": steps},
+        pipeline_config=fvd.PipelineConfig(),
+        method_config=config,
+    )
+    method = DMD2Method.__new__(DMD2Method)
+    vars(method).update(config=config, gan=object())
+    moved = [role for iteration in range(1, steps + 1) for role in method.roles_to_update(iteration)]
+    for role in ("student", "critic", "discriminator"):
+        assert config.role_updates(run, role) == moved.count(role)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

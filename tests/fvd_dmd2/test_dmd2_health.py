@@ -33,11 +33,14 @@ from fvd_dmd2.health import (
     AllSamplesDropped,
     Collapse,
     CriticBehind,
+    CriticExploding,
     rules,
 )
 from fvd_dmd2.method import DMD2Method
 
 BATCH = 32
+UPDATE_MODES = pytest.mark.parametrize("update_mode", ["joint", "either_or"])
+"""In the latter student and critic never move in one step."""
 
 
 @pytest.fixture(scope="module")
@@ -116,34 +119,42 @@ def alarms(learnt, caplog) -> Callable[..., list[str]]:
 
 # --- real runs ---
 @pytest.mark.parametrize("rollout_mode", ["simulate", "data_latent"])
-def test_a_sound_run_raises_no_alarm(alarms, rollout_mode):
-    assert alarms(250, rollout_mode=rollout_mode) == []
+@UPDATE_MODES
+def test_a_sound_run_raises_no_alarm(alarms, rollout_mode, update_mode):
+    assert alarms(250, rollout_mode=rollout_mode, update_mode=update_mode) == []
 
 
-def test_a_critic_that_does_not_learn_falls_behind(alarms):
-    found = alarms(250, critic_rate=0.0, student_rate=5e-4, real_score_guidance_scale=1.8)
+@pytest.mark.parametrize(("update_mode", "interval", "steps"), [("joint", 2, 250), ("either_or", 3, 450)])
+def test_a_critic_that_does_not_learn_falls_behind(alarms, update_mode, interval, steps):
+    """Two critic updates for each of the student, in both modes."""
+    changes = {"student_rate": 5e-4, "real_score_guidance_scale": 1.8, "update_mode": update_mode, "interval": interval}
+    found = alarms(steps, critic_rate=0.0, **changes)
     assert set(found) == {"critic_behind"}
-    assert alarms(250, critic_rate=5e-3, student_rate=5e-4, real_score_guidance_scale=1.8)[len(found) :] == []
+    assert alarms(steps, critic_rate=5e-3, **changes)[len(found) :] == []
 
 
-def test_a_critic_with_a_huge_rate_explodes(alarms):
-    assert "critic_exploding" in alarms(150, critic_rate=0.3)
+@UPDATE_MODES
+def test_a_critic_with_a_huge_rate_explodes(alarms, update_mode):
+    assert "critic_exploding" in alarms(150, critic_rate=0.3, update_mode=update_mode)
 
 
-def test_a_scale_of_thirty_looks_like_guidance_twice(alarms):
-    found = alarms(60, real_score_guidance_scale=30.0)
+@UPDATE_MODES
+def test_a_scale_of_thirty_looks_like_guidance_twice(alarms, update_mode):
+    found = alarms(60, real_score_guidance_scale=30.0, update_mode=update_mode)
     assert found == ["teacher_guided_twice"]
 
 
-def test_a_student_that_is_pulled_to_grey_collapses(alarms):
-    assert "collapse" in alarms(200, student_rate=3e-3, pull=30.0)
+@UPDATE_MODES
+def test_a_student_that_is_pulled_to_grey_collapses(alarms, update_mode):
+    assert "collapse" in alarms(200, student_rate=3e-3, pull=30.0, update_mode=update_mode)
 
 
 # --- what a run cannot show in seconds ---
 def feed(rule: fvd.HealthRule, rows: list[dict[str, float]]) -> list[int]:
     """The steps at which the rule finds something."""
+    asked = {"all": all, "any": any}[rule.asked_with]
     return [
-        step for step, row in enumerate(rows) if all(name in row for name in rule.watches) and rule.observe(row) is not None
+        step for step, row in enumerate(rows) if asked(name in row for name in rule.watches) and rule.observe(row) is not None
     ]
 
 
@@ -168,6 +179,22 @@ def test_a_loss_that_rises_with_the_detail_of_the_samples_is_no_lagging_critic()
     assert feed(CriticBehind(), rows) == []
     behind = [{CRITIC_LOSS: scale, CRITIC_GAP: 0.7 * scale, NORMALIZER: 1.0} for scale in growing]
     assert feed(CriticBehind(), behind) != []
+
+
+OF_STUDENT = (STUDENT_STD, TEACHER_STD, CRITIC_GAP, NORMALIZER)
+
+
+@pytest.mark.parametrize("rule", [CriticBehind, CriticExploding])
+def test_what_student_and_critic_say_in_turn_is_put_together(rule):
+    """The same figures as in rows that have both give the same finding, in the step in which the last of them comes."""
+    sound = {STUDENT_STD: 1.0, CRITIC_GAP: 0.7, NORMALIZER: 1.0, CRITIC_LOSS: 1.0}
+    broken = {STUDENT_STD: 1.0, CRITIC_GAP: 7.0, NORMALIZER: 1.0, CRITIC_LOSS: 4.0}
+    rows = [sound] * 200 + [broken] * 200
+    together = feed(rule(), rows)
+    parts = [[name for name in sound if name in OF_STUDENT], [CRITIC_LOSS]]
+    in_turn = feed(rule(), [{name: row[name] for name in names} for row in rows for names in parts])
+    assert together
+    assert sorted({step // 2 for step in in_turn}) == together
 
 
 def test_dropped_samples_do_not_look_like_collapse():
@@ -208,7 +235,7 @@ method_config: {{dmd_denoising_steps: [1000, 500], generator_update_interval: 1,
 
 
 @pytest.mark.parametrize(("steps", "ends_at"), [(50, 10), (3, 3)])
-def test_a_teacher_of_nan_ends_the_run_with_a_checkpoint(steps, ends_at, tmp_path, monkeypatch, capsys):
+def test_a_teacher_of_nan_ends_the_run_and_keeps_what_it_left(steps, ends_at, tmp_path, monkeypatch, capsys):
     """The student's gradient is 0, not NaN: only the method knows that nothing is learnt."""
     exact = AnalyticNetwork.forward
     monkeypatch.setattr(AnalyticNetwork, "forward", lambda self, *inputs: exact(self, *inputs) * math.nan)
@@ -217,4 +244,19 @@ def test_a_teacher_of_nan_ends_the_run_with_a_checkpoint(steps, ends_at, tmp_pat
     error = capsys.readouterr().err
     assert "[samples_dropped]" in error
     assert f"step {ends_at}: all 4 samples of the student's update were dropped" in error
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == [f"step-{ends_at:08d}"]
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == [f"failed-{ends_at:08d}"]
+
+
+@pytest.mark.parametrize(("share", "behind"), [(0.98, False), (1.0, False), (1.01, True)])
+def test_a_critic_that_is_no_better_than_the_teacher_on_the_students_own_samples_is_behind(share, behind):
+    """On the toys, from a finetuned network: 0.98 to 0.99 with a critic that follows, 1.01 to 1.02 at a thousandth of its rate."""
+    row = {
+        "train/critic_loss": 1.0,
+        "train/dmd2/normalizer": 0.5,
+        "train/dmd2/critic_gap": 0.4 * share,
+        "train/dmd2/teacher_gap": 0.4,
+    }
+    rule = CriticBehind()
+    findings = [rule.observe(row) for _ in range(60)]
+    assert findings[:49] == [None] * 49
+    assert (findings[-1] is not None) == behind

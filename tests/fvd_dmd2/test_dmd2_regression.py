@@ -282,6 +282,18 @@ def test_pairs_of_a_tiny_wan_are_made_and_trained_on(tmp_path, tiny_wan, capsys)
     counted = sum(row["passes/student_backwards"] for row in metrics) / len(metrics)
     assert counted == 1.0  # two graphs at every second step
 
+    # Where the run file gives no size, the trajectories do; another one is refused before weights are loaded.
+    no_size = [part for key in ("num_frames", "num_height", "num_width") for part in ("--set", f"training.{key}=null")]
+    assert main(["run", path, *no_size, "--set", f"training.output_dir={tmp_path / 'sizeless'}"]) == 0
+    assert read_metrics(tmp_path / "sizeless")[3]["train/regression_loss"] == logged[1]["train/regression_loss"]
+    capsys.readouterr()
+    larger = ["--set", "training.num_height=64", "--set", f"training.output_dir={tmp_path / 'larger'}"]
+    assert main(["run", path, *larger]) == 1
+    stderr = capsys.readouterr().err
+    assert "the trajectories in the data have latents [16, 2, 4, 4], and this run has [16, 2, 8, 4]" in stderr
+    assert "parameters" not in stderr  # no role was loaded
+    assert not (tmp_path / "larger").exists()
+
     # A rung that the pairs do not hold stops the run at its first step, and says which they hold.
     wrong = ["--set", "method_config.dmd_denoising_steps=[1000, 400]", "--set", f"training.output_dir={tmp_path / 'wrong'}"]
     assert main(["run", path, *wrong]) == 1

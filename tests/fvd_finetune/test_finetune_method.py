@@ -230,6 +230,8 @@ def test_an_explicit_zero_stays_zero(key):
     [
         ({"timestep_density": "cosmap"}, "uniform"),
         ({"logit_std": -1}, "greater than or equal to 0"),
+        ({"mode_scale": -1.01}, "greater than or equal to -1"),
+        ({"mode_scale": 1.76}, "less than or equal to 1.75"),
         ({"logitmean": 1}, "Extra inputs"),
         ({"attn_kind": "sparse"}, "dense"),
     ],
@@ -237,6 +239,15 @@ def test_an_explicit_zero_stays_zero(key):
 def test_bad_settings_are_refused(settings, complaint):
     with pytest.raises(ValidationError, match=complaint):
         FinetuneConfig(**settings)
+
+
+@pytest.mark.parametrize(("scale", "inside"), [(-1.0, True), (2 / (math.pi - 2), True), (-1.01, False), (1.76, False)])
+def test_the_bounds_of_mode_scale_are_where_u_is_monotone(scale, inside):
+    """Esser et al. 2024, section 3.1: u of r must fall from 1 to 0; beyond it turns round, and leaves [0, 1]."""
+    u = mode(torch.linspace(0, 1, 10_001, dtype=torch.float64), scale)
+    assert bool((u.diff() <= 1e-12).all()) is inside
+    if inside:
+        assert FinetuneConfig(timestep_density="mode", mode_scale=scale).mode_scale == scale
 
 
 @pytest.mark.parametrize(("config", "count"), [(FinetuneConfig(attn_kind="vsa"), 1), (fvd.MethodConfig(), 0)])

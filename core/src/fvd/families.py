@@ -99,6 +99,11 @@ class Family(ABC):
     def build_encoders(self) -> Encoders:
         """For `fvd data prepare`. May load VAE and text encoder lazily."""
 
+    def latent_shape(self, geometry: VideoGeometry) -> tuple[int, int, int, int] | None:
+        """`Adapter.latent_shape`, where it can be told before weights are loaded, so that data of another size are refused
+        early. Default: None, it cannot."""
+        return None
+
     def shard_units(self, handle: RoleHandle) -> list[nn.Module]:
         """The repeated blocks of a role: what is recomputed under ``enable_gradient_checkpointing_type: full``."""
         return []

@@ -47,7 +47,7 @@ def log_to_file(path: Path) -> logging.Handler:
 
 
 def launch(loaded: LoadedRun, *, resume: str) -> RunOutcome:
-    """Run ``loaded`` to its end. Raises FvdError, with the last good checkpoint in it where there is one."""
+    """Run ``loaded`` to its end. Raises FvdError, with the checkpoint to continue from in it where there is one."""
     log_to_console()
     started = time.monotonic()
     with StopSignals() as stop:
@@ -61,7 +61,7 @@ def launch(loaded: LoadedRun, *, resume: str) -> RunOutcome:
             )
             return RunOutcome("finished", plan.start_step)
         steps_seen = plan.checkpoints.steps()
-        runtime = build_runtime(plan)
+        runtime = build_runtime(plan, stop_requested=lambda: stop.requested)
         with runtime.run_dir.locked():
             if plan.checkpoints.steps() != steps_seen:  # loading takes minutes; another process may have come and gone
                 raise CheckpointError(
@@ -139,6 +139,8 @@ def _announce(runtime: Runtime) -> None:
     _warn_of_another_sampler(runtime)
     if runtime.resume_from:
         logger.info("continuing from %s", runtime.resume_from.path)
+        if runtime.branch:
+            logger.info("%s", runtime.branch.describe())
         _warn_of_drift(runtime.resume_from, runtime)
 
 

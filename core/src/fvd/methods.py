@@ -6,6 +6,7 @@ alive together. A method never yields inside a ``with`` block: the grad mode or 
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,6 +174,21 @@ class Method(nn.Module, ABC):
             handle.lr_schedulers["main"] = spec.build_lr_scheduler(optimizer, total_steps[handle.name])
             handle.max_grad_norm = spec.max_grad_norm
             handle.ema = Ema(handle.modules, ema) if ema else None
+
+    def begin_schedules_at(self, step: int) -> None:
+        """In a run that branches off at ``step``, with roles that have moved: this run's schedules, each over the updates that
+        its role has made and those to come, where the made ones have brought it. The updates made may be others than this run
+        would have made."""
+        specs = self.optimizer_specs()
+        total_steps, until_now = self.count_role_steps(self.run.training.max_train_steps), self.count_role_steps(step)
+        for handle in self.roles.trainable:
+            to_come = total_steps[handle.name] - until_now[handle.name]
+            schedule = specs[handle.name].build_lr_scheduler(handle.optimizers["main"], handle.updates + to_come)
+            handle.lr_schedulers["main"] = schedule
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # they were made long ago
+                for _ in range(handle.updates):
+                    schedule.step()
 
     def count_role_steps(self, max_train_steps: int) -> dict[str, int]:
         """How often each trainable role steps in the whole run."""

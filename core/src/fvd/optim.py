@@ -15,13 +15,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
+from fvd.config.document import yaml_text
 from fvd.config.models import RunConfig
 from fvd.config.optimization import SETTINGS, OptimizerSettings
-from fvd.config.optimizers import EIGHT_BIT_INSTALL, EIGHT_BIT_LIBRARY, REFUSED_OPTIMIZERS, is_eight_bit
+from fvd.config.optimizers import EIGHT_BIT_INSTALL, EIGHT_BIT_LIBRARY, MATRICES_ONLY, REFUSED_OPTIMIZERS, is_eight_bit
 from fvd.errors import FvdError, did_you_mean
 
 FUSED = frozenset({"Adam", "AdamW", "SGD"})
 """The optimizers whose fused kernels run wherever torch has fused kernels."""
+IMPLEMENTATIONS = frozenset({"foreach", "fused", "differentiable"})
+"""Arguments of torch that choose how a step is computed, of which it takes one."""
+LONGEST_REASON = 300
+"""Characters of what a class says when it refuses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +45,47 @@ class OptimizerSpec(OptimizerSettings):
         """
         optimizer_class = find_optimizer(self.name)
         settings = {argument: getattr(self, setting) for setting, argument in taken_settings(optimizer_class).items()}
-        fused = {"fused": True} if self.name in FUSED and _has_fused_kernels(parameters) else {}
+        if self.name in MATRICES_ONLY and any(parameter.ndim != 2 for parameter in parameters):
+            other = next(list(parameter.shape) for parameter in parameters if parameter.ndim != 2)
+            message = f"the optimizer {self.name} takes 2D parameters alone, matrices, and there is one of shape {other}"
+            raise FvdError(message, cure="Use AdamW.")
+        chosen_by_user = not IMPLEMENTATIONS.isdisjoint(self.arguments)
+        fused = {"fused": True} if self.name in FUSED and not chosen_by_user and _has_fused_kernels(parameters) else {}
         try:
             return optimizer_class(parameters, **{**fused, **settings, **self.arguments})
         except Exception as error:  # whatever a class says of an argument or a parameter that it cannot use
-            raise FvdError(f"the optimizer {self.name} cannot be made: {error}", cure=_signature(optimizer_class)) from error
+            raise self._refusal("be made", error) from error
+
+    def try_out(self, device: torch.device) -> None:
+        """Build it for one number on ``device``, and move that once: a class may take arguments that its step cannot use.
+
+        Raises FvdError as `build_optimizer` does.
+        """
+        parameter = nn.Parameter(torch.zeros(1, 1, device=device))
+        optimizer = self.build_optimizer([parameter])
+        parameter.grad = torch.ones_like(parameter)
+        try:
+            optimizer.step()
+        except Exception as error:
+            raise self._refusal("make a step", error) from error
+
+    def _refusal(self, what: str, error: Exception) -> FvdError:
+        said = f" with {yaml_text(self.arguments)}" if self.arguments else ""
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
+        return FvdError(f"the optimizer {self.name} cannot {what}{said}: {reason}", cure=_signature(find_optimizer(self.name)))
 
     def build_lr_scheduler(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
         """``total_steps``: how often this role will step in the whole run."""
         return LambdaLR(optimizer, lr_multiplier(self, total_steps))
 
 
-def check_optimizers(config: RunConfig) -> None:
-    """Raise FvdError where a role's optimizer cannot be made, before weights are loaded: it is tried on one number."""
+def check_optimizers(config: RunConfig, device: torch.device) -> None:
+    """Raise FvdError where a role's optimizer cannot be made or cannot step, before weights are loaded: it is tried on one
+    number."""
     for name, role in config.roles.items():
         if role.trainable:
             try:
-                OptimizerSpec.of(config.optimizer_of(name)).build_optimizer([nn.Parameter(torch.zeros(1, 1))])
+                OptimizerSpec.of(config.optimizer_of(name)).try_out(device)
             except FvdError as error:
                 raise FvdError(f"roles.{name}.optimizer: {error.message}", cure=error.cure) from error
 
@@ -138,5 +167,15 @@ def _has_fused_kernels(parameters: list[nn.Parameter]) -> bool:
 
 
 def _signature(optimizer_class: Callable[..., Optimizer]) -> str:
-    names = [name for name in inspect.signature(optimizer_class).parameters if name not in ("params", *SETTINGS.values())]
-    return f"Its further arguments: {', '.join(names)}."
+    further = [
+        f"{name}: {_default_text(parameter.default)}"
+        for name, parameter in inspect.signature(optimizer_class).parameters.items()
+        if name not in ("params", *SETTINGS.values())
+    ]
+    return f"Its further arguments, with their defaults: {', '.join(further)}."
+
+
+def _default_text(default: object) -> str:
+    """As a run file has it."""
+    plain = list(default) if isinstance(default, tuple) else default
+    return yaml_text(plain) if isinstance(plain, (bool, int, float, str, list, type(None))) else str(default)

@@ -3,7 +3,7 @@
 run.yaml                    the effective run file (a valid run file itself)
 run.lock.json               what it is made with: plugins, versions, hashes, and the run file
 metrics.jsonl               one line a step
-checkpoints/step-00000100/  whole, or not there
+checkpoints/step-00000100/  whole, or not there; failed-00000100: what was left where training failed
 validation/step-00000100/   videos
 logs/                       fvd.log, the run file as given, the trackers' own files
 """

@@ -6,20 +6,20 @@ Cheap things come first, so that a mistake costs seconds: resume point, data, th
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from fvd.adapters import Adapter, LatentsSource
+from fvd.adapters import Adapter
+from fvd.checkpoint.branch import Branch
 from fvd.checkpoint.manager import Checkpoint, CheckpointManager
 from fvd.checkpoint.resume import find_resume_point
 from fvd.config.load import LoadedRun
 from fvd.config.models import RunConfig
 from fvd.data.loader import Loader, build_held_out, build_loader
-from fvd.data.spec import DataSpec, VideoGeometry
 from fvd.data.trajectories import with_trajectories
-from fvd.errors import DataError
 from fvd.families import Family, FamilyContext
 from fvd.files import step_folder
 from fvd.made_roles import add_made_roles, made_role_names
@@ -33,13 +33,12 @@ from fvd.rundir import RunDirectory, with_absolute_paths
 from fvd.samplers.sampling import check_plan, load_sampler
 from fvd.specs import FamilySpec, MethodSpec, Spec
 from fvd.step_contract import check_method, check_role_names
-from fvd.validation.base import Validator, ValidatorContext
+from fvd.validation.base import Validator, ValidatorContext, never_stopped
 from fvd.validation.held_out import LOSSES, HeldOutLoss
 from fvd.validation.prompts import Prompt, read_prompts
+from fvd.video_size import LatentShape, check_size_early, resolve_latent_shape, video_geometry
 
 logger = logging.getLogger(__name__)
-
-LatentShape = tuple[int, int, int, int]
 
 
 @dataclass
@@ -63,10 +62,25 @@ class Runtime:
     """(C, T, H, W) of the videos of this run."""
     lock: Lock
     """What the run is made with."""
+    branch: Branch | None = None
+    """What is different, where ``resume_from`` is another run's."""
 
     @property
     def start_step(self) -> int:
         return self.resume_from.step if self.resume_from else 0
+
+    def restore(self) -> None:
+        """Bring roles, method and data to where ``resume_from`` left them; nothing where there is none."""
+        if self.resume_from is None:
+            return
+        self.checkpoints.load(self.resume_from, self.roles, self.method, branch=self.branch)
+        if self.branch:
+            self.method.begin_schedules_at(self.start_step)
+        position = self.resume_from.loader_state
+        if self.branch and (reason := self.branch.why_data_begin_anew(position["data"], self.loader.fingerprint)):
+            logger.info("the data begin anew: %s", reason)
+        else:
+            self.loader.load_state_dict(position)
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,7 @@ class RunPlan:
     run_dir: RunDirectory
     checkpoints: CheckpointManager
     resume_from: Checkpoint | None
+    branch: Branch | None
     lock: Lock
 
     @property
@@ -88,7 +103,7 @@ class RunPlan:
     def nothing_to_do(self) -> bool:
         """Whether the run has come to its end, its last validation included."""
         training = self.config.training
-        if self.resume_from is None or self.start_step < training.max_train_steps:
+        if self.resume_from is None or self.resume_from.is_of_failure or self.start_step < training.max_train_steps:
             return False
         if self.start_step > training.max_train_steps:
             return True
@@ -103,13 +118,21 @@ def plan_run(loaded: LoadedRun, *, resume: str) -> RunPlan:
     config = loaded.require()
     run_dir = RunDirectory(Path(config.training.output_dir).expanduser().absolute())
     checkpoints = CheckpointManager(run_dir.checkpoints, total_limit=config.training.checkpoints_total_limit)
-    resume_from = find_resume_point(config, resume, run_dir, checkpoints)
+    point = find_resume_point(config, resume, run_dir, checkpoints)
     run_dir.check_writable()
-    return RunPlan(config, loaded.plugins, run_dir, checkpoints, resume_from, lock_run(config, loaded.plugins))
+    return RunPlan(
+        config=config,
+        plugins=loaded.plugins,
+        run_dir=run_dir,
+        checkpoints=checkpoints,
+        resume_from=point.checkpoint if point else None,
+        branch=point.branch if point else None,
+        lock=lock_run(config, loaded.plugins),
+    )
 
 
-def build_runtime(plan: RunPlan) -> Runtime:
-    """Build everything that the run file asks for; nothing is written.
+def build_runtime(plan: RunPlan, *, stop_requested: Callable[[], bool] = never_stopped) -> Runtime:
+    """Build everything that the run file asks for; nothing is written. stop_requested: see `ValidatorContext`.
 
     Raises FvdError for whatever a user can mend: data, models, plugins.
     """
@@ -125,12 +148,13 @@ def build_runtime(plan: RunPlan) -> Runtime:
     loader = build_loader(config, plugins, dataset_kind, needed_spec, needs_latents=latents_source == "data")
     held_out = build_held_out(config, plugins, dataset_kind, data_spec, loader)
     prompts = _read_prompts(config)
-    check_optimizers(config)
+    check_optimizers(config, device)
+    check_size_early(config, family, loader.shapes, data_spec, latents_source)
 
     made = made_role_names(config, method_spec(config, plugins))
     roles = RoleManager([_load_role(family, name, config) for name in config.roles if name not in made])
     adapter = family.build_adapter(roles)
-    latent_shape = resolve_latent_shape(config, adapter, loader, data_spec, latents_source)
+    latent_shape = resolve_latent_shape(config, adapter.latent_shape, loader.shapes, data_spec, latents_source)
     add_made_roles(made, method_class, run=config, roles=roles, adapter=adapter, latent_shape=latent_shape)
     for name in made:
         _describe_role(roles[name], config)
@@ -148,10 +172,13 @@ def build_runtime(plan: RunPlan) -> Runtime:
         adapter=adapter,
         method=method,
         loader=loader,
-        validator=_build_validator(config, plugins, adapter, prompts, latent_shape, plan.run_dir) if prompts else None,
+        validator=(
+            _build_validator(config, plugins, adapter, prompts, latent_shape, plan.run_dir, stop_requested) if prompts else None
+        ),
         held_out=HeldOutLoss(method, held_out, device) if held_out else None,
         latent_shape=latent_shape,
         lock=replace(plan.lock, latent_shape=latent_shape),
+        branch=plan.branch,
     )
 
 
@@ -183,49 +210,6 @@ def build_family(config: RunConfig, plugins: Plugins, device: torch.device) -> F
         autocast_dtype=_autocast_dtype(config, device),
     )
     return plugins.load("family", config.recipe.family)(context)
-
-
-def video_geometry(config: RunConfig) -> VideoGeometry | None:
-    training = config.training
-    if training.num_frames and training.num_height and training.num_width:
-        return VideoGeometry(num_frames=training.num_frames, height=training.num_height, width=training.num_width)
-    return None
-
-
-def resolve_latent_shape(
-    config: RunConfig, adapter: Adapter, loader: Loader, spec: DataSpec, latents_source: LatentsSource
-) -> LatentShape:
-    """The one (C, T, H, W) that a run trains and samples at: the run file's size, or else that of the data.
-
-    Raises DataError where both say something and latents of the data are trained on, or where neither does.
-    """
-    geometry, crop = video_geometry(config), config.training.num_latent_t
-    from_file = _cropped(adapter.latent_shape(geometry), crop) if geometry else None
-    from_data = _cropped(data_shape, crop) if (data_shape := _shape_of_data(loader, spec)) else None
-    if latents_source == "data" and from_file and from_data and from_file != from_data:
-        raise DataError(
-            f"the data's latents are {list(from_data)}, and the size in the run file makes {list(from_file)} (C, T, H, W)",
-            cure="Correct training.num_frames, num_height, num_width, num_latent_t, leave them out, or prepare the data anew.",
-        )
-    shape = from_file or from_data
-    if shape is None:
-        raise DataError(
-            "nothing says how large the videos are: the data hold text only",
-            cure="Set training.num_frames, training.num_height and training.num_width.",
-        )
-    return shape
-
-
-def _shape_of_data(loader: Loader, spec: DataSpec) -> LatentShape | None:
-    for field in spec.fields:
-        if field.source == "latents" and field.name in loader.shapes:
-            channels, frames, height, width = (loader.shapes[field.name][axis] for axis in field.axes)
-            return channels, frames, height, width
-    return None
-
-
-def _cropped(shape: LatentShape, frames: int | None) -> LatentShape:
-    return (shape[0], min(shape[1], frames or shape[1]), shape[2], shape[3])
 
 
 def family_spec(config: RunConfig, plugins: Plugins) -> FamilySpec:
@@ -271,6 +255,7 @@ def _build_validator(
     prompts: list[Prompt],
     latent_shape: LatentShape,
     run_dir: RunDirectory,
+    stop_requested: Callable[[], bool],
 ) -> Validator:
     context = ValidatorContext(
         adapter=adapter,
@@ -279,6 +264,7 @@ def _build_validator(
         latent_shape=latent_shape,
         output_dir=run_dir.validation,
         fps=config.training.validation_fps,
+        stop_requested=stop_requested,
     )
     validator: Validator = plugins.load("validator", validator_name(config, plugins))(context)
     return validator

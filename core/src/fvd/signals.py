@@ -12,7 +12,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Inside ``with``, SIGINT and SIGTERM set `requested`; the trainer ends after the current step with a checkpoint."""
+    """Inside ``with``, SIGINT and SIGTERM set `requested`; the trainer ends after the current step, or the
+    current video of a validation, with a checkpoint."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -35,4 +36,4 @@ class StopSignals:
             raise KeyboardInterrupt
         self.signal_number = number
         name = signal.Signals(number).name
-        logger.warning("%s: stopping after this step with a checkpoint; once more stops at once", name)
+        logger.warning("%s: stopping after this step (or video) with a checkpoint; once more stops at once", name)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fvd.adapters import Adapter, Batch, FlowMatchingAdapter, LatentsSource
 from fvd.components import Components, TextConditioning
+from fvd.data import trajectories
 from fvd.data.spec import DataSpec, FieldSpec, RawBatch, VideoGeometry
 from fvd.diffusion import DiffusionAdapter, DiffusionSchedule
 from fvd.errors import DataError, FvdError
@@ -127,6 +128,9 @@ class TextToVideo(Adapter):
             return torch.zeros(raw_batch.batch_size, channels, frames, height, width, device=self.device)
         if LATENTS in raw_batch.tensors:
             return torch.zeros_like(raw_batch.tensors[LATENTS], device=self.device, dtype=torch.float32)
+        if trajectories.LATENTS in raw_batch.on_host:
+            shape = raw_batch.on_host[trajectories.LATENTS].shape
+            return torch.zeros(shape[0], *shape[2:], device=self.device)
         raise DataError(
             "the data have no latents, and the run file does not say which size to generate",
             cure="Set training.num_height, training.num_width and training.num_frames.",
@@ -221,6 +225,9 @@ class TextToVideoFamily(Family):
 
     def build_encoders(self) -> Encoders:
         return self.components
+
+    def latent_shape(self, geometry: VideoGeometry) -> tuple[int, int, int, int]:
+        return self.components.latent_shape(geometry)
 
 
 def check_sampler_kind(kind: str) -> None:

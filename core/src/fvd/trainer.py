@@ -1,7 +1,7 @@
 """The trainer: infrastructure only. It sees a method, a loader and a validator; no role's meaning and no model.
 
 on_train_start → resume → loop { accumulate: the step yields losses, backward each → clip → one host sync →
-step and schedule the roles due → zero → look at its health → log → save → validate } → final save → finish
+step and schedule the roles due → zero → look at its health → log → end where it failed → save → validate } → finish
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from fvd.console import progress
 from fvd.data.spec import RawBatch
 from fvd.errors import PluginError, mistake_in_code
 from fvd.events import CheckpointEvent, RunOutcome, StepEvent, ValidationEvent
+from fvd.failed_run import FailedRun, set_failed_run_aside
 from fvd.health.core_rules import rules_of_loss
 from fvd.health.monitor import HealthMonitor
+from fvd.health.past import past_steps
 from fvd.metrics import StepMetrics
 from fvd.pass_counter import PassCounter
 from fvd.rng import StepRandom
+from fvd.rundir import RunDirectory
 from fvd.runtime import Runtime
 from fvd.signals import StopSignals
 from fvd.step_contract import checked_losses, checked_roles_to_update
 from fvd.stopwatch import Stopwatch
 from fvd.trackers.base import TrackerGroup
 from fvd.updates import RoleUpdates, zero_gradients
-from fvd.validation.base import Artifact
+from fvd.validation.base import Artifact, ValidationStopped
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +46,13 @@ class Trainer:
         self.stop = stop
         self.step = runtime.start_step
         self.last_checkpoint: Path | None = runtime.resume_from.path if runtime.resume_from else None
+        self.failed: FailedRun | None = None
         self.stopwatch = Stopwatch(runtime.device)
-        self.updates = {handle.name: RoleUpdates(handle) for handle in runtime.roles.trainable}
+        past = past_steps(RunDirectory(runtime.resume_from.run_dir).metrics_file, self.step) if runtime.resume_from else []
+        logged = [row.metrics for row in past]
+        self.updates = {handle.name: RoleUpdates(handle, logged) for handle in runtime.roles.trainable}
         rules_of_roles = [rule for updates in self.updates.values() for rule in updates.health_rules()]
-        self.health = HealthMonitor([*rules_of_roles, *runtime.method.health_rules()])
+        self.health = HealthMonitor([*rules_of_roles, *runtime.method.health_rules()], past, start_step=self.step)
         self.passes = PassCounter(runtime.roles)
         self.pass_history = PassHistory()
         self._losses: set[str] = set()
@@ -55,7 +61,8 @@ class Trainer:
     def fit(self) -> RunOutcome:
         """Train to ``max_train_steps`` or to a stop signal; whatever happens, trackers are closed.
 
-        Raises FvdError, after a checkpoint, where training came to nothing: see `HealthRule.ends_run_after`.
+        Raises FvdError where training came to nothing (see `HealthRule.ends_run_after`); what it left is kept as a
+        ``failed-…`` folder.
         """
         outcome: RunOutcome | None = None
         try:
@@ -65,8 +72,6 @@ class Trainer:
             if self.saved_step != self.step and (self.step > self.runtime.start_step or not self.stop.requested):
                 self.save()
             self.compare_passes()
-            if not self.stop.requested and (failure := self.health.why_it_failed(self.step)):
-                raise failure
             outcome = RunOutcome("stopped" if self.stop.requested else "finished", self.step, self.stop.signal_number)
         finally:
             ended = outcome or RunOutcome("failed", self.step)
@@ -84,9 +89,8 @@ class Trainer:
         if runtime.validator and request:
             runtime.validator.on_train_start(request)
         runtime.adapter.release()
-        if runtime.resume_from:
-            runtime.checkpoints.load(runtime.resume_from, runtime.roles, runtime.method)
-            runtime.loader.load_state_dict(runtime.resume_from.loader_state)
+        runtime.restore()
+        self.end_where_it_failed()
         if self.validation_due(self.step):
             self.validate()
 
@@ -107,9 +111,7 @@ class Trainer:
                 metrics |= self.health.observe(self.step, metrics)
                 self.report(metrics)
                 bar.advance(1, **_shown(metrics))
-                if failure := self.health.why_to_end_now(self.step):
-                    self.save()
-                    raise failure
+                self.end_where_it_failed()
                 with bar.paused():
                     if self.save_due(self.step) or self.stop.requested:
                         self.save()
@@ -218,9 +220,19 @@ class Trainer:
             method_state=runtime.method.state_dict(),
             loader_state=runtime.loader.state_dict(),
             lock=runtime.lock,
+            doubtful_since=self.health.doubtful_since,
         )
         logger.info("checkpoint %s", self.last_checkpoint)
         runtime.plugins.notify("fvd_checkpoint_saved", run=runtime, event=CheckpointEvent(self.step, self.last_checkpoint))
+
+    def end_where_it_failed(self) -> None:
+        """Raise what is wrong where training has come to nothing: before the step is saved as one to go on from."""
+        is_last = self.step >= self.runtime.config.training.max_train_steps
+        failure = self.health.why_to_end_now(self.step) if self.step > self.runtime.start_step else None
+        failure = failure or (self.health.why_it_failed(self.step) if is_last else None)
+        if failure:
+            self.failed = set_failed_run_aside(self.runtime, self.step, failure)
+            raise failure.error
 
     @property
     def saved_step(self) -> int | None:
@@ -248,14 +260,20 @@ class Trainer:
     def validate(self) -> None:
         """The held-out loss, where samples are held out, and videos, where there are prompts and the method wants them."""
         runtime = self.runtime
-        metrics = runtime.held_out.evaluate() if runtime.held_out else {}
+        artifacts: list[Artifact] = []
+        try:
+            metrics = runtime.held_out.evaluate(lambda: self.stop.requested) if runtime.held_out else {}
+            request = runtime.method.validation_request(self.step) if runtime.validator else None
+            if runtime.validator and request:
+                artifacts = runtime.validator.log_validation(self.step, request)
+        except ValidationStopped:
+            logger.info("the validation of step %d is left; a run that continues makes it", self.step)
+            return
+        # Logged when all of it is done: one that is made again would be logged twice.
         if runtime.held_out:
             self.trackers.log(metrics, self.step)
             logger.info("%s", runtime.held_out.describe(metrics))
-        request = runtime.method.validation_request(self.step) if runtime.validator else None
-        artifacts: list[Artifact] = []
         if runtime.validator and request:
-            artifacts = runtime.validator.log_validation(self.step, request)
             runtime.adapter.release()
             for artifact in artifacts:
                 self.trackers.log_video(artifact.name, artifact.path, self.step, artifact.caption)
@@ -266,9 +284,11 @@ class Trainer:
 
     def where_to_continue(self) -> str:
         """For messages about a run that ended early."""
+        if self.failed is not None:
+            return self.failed.describe()
         if self.last_checkpoint is None:
             return "There is no checkpoint yet."
-        return f"The last good checkpoint is {self.last_checkpoint}; the same command continues from it."
+        return f"The last checkpoint is {self.last_checkpoint}; the same command continues from it."
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, str]:

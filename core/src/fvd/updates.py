@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -19,13 +19,15 @@ CLIPPED_WINDOW = 100
 
 
 class RoleUpdates:
-    """The updates of one trained role. Totals and windows are of this process; a resumed run begins them anew."""
+    """The updates of one trained role. past: the logged metrics of the steps before, in a run that continues: totals and
+    windows go on from there."""
 
-    def __init__(self, handle: RoleHandle) -> None:
+    def __init__(self, handle: RoleHandle, past: Sequence[Mapping[str, float]] = ()) -> None:
         self.handle = handle
-        self.skipped = 0
+        total, clipped = f"health/skipped_total_{handle.name}", f"clipped/{handle.name}"
+        self.skipped = next((int(metrics[total]) for metrics in reversed(past) if total in metrics), 0)
         self.movement = UnmovedTensors(handle.name)
-        self._clipped: deque[bool] = deque(maxlen=CLIPPED_WINDOW)
+        self._clipped = deque([bool(metrics[clipped]) for metrics in past if clipped in metrics], maxlen=CLIPPED_WINDOW)
 
     def health_rules(self) -> list[HealthRule]:
         return [*rules_of_role(self.handle.name, self.handle.max_grad_norm), self.movement]

@@ -6,25 +6,27 @@ import json
 import logging
 import re
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from fvd.checkpoint.branch import Branch
 from fvd.checkpoint.state import (
     averaged_weights,
     lr_scheduler_states,
     module_tensors,
+    optimizer_settings,
     restore_lr_schedulers,
     restore_modules,
     restore_role,
+    restore_settings,
     role_tensors,
     stepped_optimizers,
 )
+from fvd.checkpoint.tensors import load_tensors, reason, save_tensors, stored_names, total_bytes
 from fvd.errors import CheckpointError, FvdError
 from fvd.files import folder_written_aside, remove_folder, remove_folder_leftovers, step_folder
 from fvd.plugins.lock import LOCK_FILE, Lock, read_lock
@@ -34,8 +36,8 @@ from fvd.validation.weights import Weights
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "checkpoint.json"
-TENSORS = "state"
 FORMAT = 1
+FAILED = "failed-"
 _STEP = re.compile(r"step-(\d{8})")
 
 
@@ -49,6 +51,16 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return self.description["step"]
+
+    @property
+    def run_dir(self) -> Path:
+        """Of the run that wrote it."""
+        return self.path.parent.parent
+
+    @property
+    def is_of_failure(self) -> bool:
+        """Whether training had failed there: it is not good to go on from, unless somebody asks for it by its path."""
+        return self.path.name.startswith(FAILED)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -93,7 +105,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 class CheckpointManager:
-    """The ``checkpoints/`` folder of one run. A folder named ``step-…`` in it is whole: it got its name last."""
+    """The ``checkpoints/`` folder of one run. A folder named ``step-…`` in it is whole: it got its name last. So is one named
+    ``failed-…``, of the same format: what was left when training failed. It counts as no checkpoint of the run."""
 
     def __init__(self, folder: Path, *, total_limit: int = 0) -> None:
         self.folder = folder
@@ -107,6 +120,9 @@ class CheckpointManager:
 
     def path(self, step: int) -> Path:
         return self.folder / step_folder(step)
+
+    def failed_path(self, step: int) -> Path:
+        return self.folder / f"{FAILED}{step:08d}"
 
     def latest(self) -> Checkpoint | None:
         steps = self.steps()
@@ -131,9 +147,42 @@ class CheckpointManager:
         method_state: dict[str, Any],
         loader_state: dict[str, Any],
         lock: Lock,
+        doubtful_since: int | None = None,
     ) -> Path:
         """Write everything that a resume needs. Raises CheckpointError when the disk refuses; then nothing is left
-        behind and earlier checkpoints are untouched."""
+        behind and earlier checkpoints are untouched.
+
+        doubtful_since: a step from which on the checkpoints may turn out to be of a failure: the newest before it stays,
+        however many there are.
+        """
+        path = self._write(self.path(step), step, roles, method_state, loader_state, lock)
+        self._forget_old(doubtful_since)
+        return path
+
+    def save_failed(
+        self, step: int, roles: RoleManager, *, method_state: dict[str, Any], loader_state: dict[str, Any], lock: Lock
+    ) -> Path:
+        """Write the same to ``failed-…``, for somebody to look at. No checkpoint is removed for it. Raises as `save` does."""
+        return self._write(self.failed_path(step), step, roles, method_state, loader_state, lock)
+
+    def set_aside(self, since: int) -> None:
+        """Rename the checkpoints from step ``since`` on to ``failed-…``: training had begun to fail there."""
+        for step in self.steps():
+            if step >= since:
+                failed = self.failed_path(step)
+                if failed.exists():
+                    remove_folder(failed)
+                self.path(step).rename(failed)
+
+    def _write(
+        self,
+        path: Path,
+        step: int,
+        roles: RoleManager,
+        method_state: dict[str, Any],
+        loader_state: dict[str, Any],
+        lock: Lock,
+    ) -> Path:
         optimizer_keys = {handle.name: stepped_optimizers(handle) for handle in roles.trainable}
         role_state = {
             handle.name: role_tensors(handle, optimizer_keys[handle.name], with_ema=True) for handle in roles.trainable
@@ -150,41 +199,53 @@ class CheckpointManager:
             "config": lock.run_file,
         }
         try:
-            self._check_space(_total_bytes(tensors))
-            with folder_written_aside(self.path(step)) as aside:
-                _save_tensors(tensors, aside / TENSORS)
+            self._check_space(total_bytes(tensors))
+            with folder_written_aside(path) as aside:
+                save_tensors(tensors, aside)
                 (aside / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
                 (aside / LOCK_FILE).write_text(lock.as_json(), encoding="utf-8")
         except (OSError, CheckpointException, FvdError) as error:
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self.folder}: {_reason(error)}",
+                f"the checkpoint of step {step} could not be written to {self.folder}: {reason(error)}",
                 cure=self._what_is_left(
                     "Free some space (or name another training.output_dir) and run the same command again: "
                 ),
             ) from error
-        self._forget_old()
-        return self.path(step)
+        return path
 
-    def load(self, checkpoint: Checkpoint, roles: RoleManager, method: nn.Module) -> None:
+    def load(self, checkpoint: Checkpoint, roles: RoleManager, method: nn.Module, *, branch: Branch | None = None) -> None:
         """Fill modules, optimizers, LR schedulers and averages of all trainable roles, and the method's own buffers, bit for
-        bit. An average that the checkpoint has not begins at its weights; one that the run does not keep is left aside."""
-        keys = checkpoint.description["optimizers"]
+        bit. An average that the checkpoint has not begins at its weights; one that the run does not keep is left aside.
+        A ``branch`` keeps the settings that ``roles`` were built with; its schedules are `Method.begin_schedules_at`'s."""
+        built = {handle.name: optimizer_settings(handle) for handle in roles.trainable}
+        fresh = branch.fresh_optimizers if branch else frozenset()
+        keys = {role: [] if role in fresh else names for role, names in checkpoint.description["optimizers"].items()}
         role_state = {
             handle.name: role_tensors(handle, keys[handle.name], with_ema=handle.name in checkpoint.averaged_roles)
             for handle in roles.trainable
         }
         tensors = {"roles": role_state, "method": method.state_dict()}
-        _load_tensors(tensors, checkpoint.path)
+        load_tensors(tensors, checkpoint.path)
         for handle in roles.trainable:
             restore_role(handle, role_state[handle.name])
             handle.updates = checkpoint.updates(handle.name)
+            if handle.ema is None and handle.name in checkpoint.averaged_roles:
+                logger.info("the run keeps no average of %s: that of the checkpoint goes no further", handle.name)
             if handle.ema and handle.name not in checkpoint.averaged_roles:
                 handle.ema.restart()
                 logger.info(
                     "the checkpoint has no average of %s: it begins at the weights of step %d", handle.name, checkpoint.step
                 )
         method.load_state_dict(tensors["method"])
-        restore_lr_schedulers(roles, checkpoint.description["lr_schedulers"])
+        if branch is None:
+            restore_lr_schedulers(roles, checkpoint.description["lr_schedulers"])
+            return
+        for handle in roles.trainable:
+            restore_settings(handle, built[handle.name])
+            if handle.name in fresh:
+                logger.info(
+                    "%s has another optimizer than in the checkpoint: what that had gathered is left aside", handle.name
+                )
 
     def remove_leftovers(self) -> None:
         """What a kill in the middle of a save left: as large as a checkpoint each."""
@@ -202,9 +263,11 @@ class CheckpointManager:
         if needed > free:
             raise OSError(f"it needs {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")
 
-    def _forget_old(self) -> None:
+    def _forget_old(self, doubtful_since: int | None) -> None:
         if self.total_limit:
-            for step in self.steps()[: -self.total_limit]:
+            steps = self.steps()
+            sound = [step for step in steps if doubtful_since is None or step < doubtful_since]
+            for step in sorted({*steps[: -self.total_limit]} - {*sound[-1:]}):
                 try:
                     remove_folder(self.path(step))
                 except OSError as error:
@@ -225,49 +288,16 @@ def load_role_weights(checkpoint: Checkpoint, handle: RoleHandle, weights: Weigh
             f"{checkpoint.path} holds no average (EMA) of role {handle.name}",
             cure=f"Take the weights as they were trained (raw); `roles.{handle.name}.ema` of a run file asks for an average.",
         )
-    _load_tensors({"roles": {handle.name: state}}, checkpoint.path)
+    load_tensors({"roles": {handle.name: state}}, checkpoint.path)
     restore_modules(handle, state)
     if weights == "ema":
         average = averaged_weights(handle, _averaged_names(checkpoint, handle.name))
-        _load_tensors({"roles": {handle.name: average}}, checkpoint.path)
+        load_tensors({"roles": {handle.name: average}}, checkpoint.path)
 
 
 def _averaged_names(checkpoint: Checkpoint, role: str) -> set[str]:
     prefix = f"roles.{role}.ema."
-    stored = dcp.FileSystemReader(checkpoint.path / TENSORS).read_metadata().state_dict_metadata
-    return {name.removeprefix(prefix) for name in stored if name.startswith(prefix)}
-
-
-def _save_tensors(tensors: dict[str, Any], folder: Path) -> None:
-    with warnings.catch_warnings():
-        # "assuming the intent is to save in a single process": it is.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder, sync_files=True), no_dist=True)
-
-
-def _load_tensors(tensors: dict[str, Any], path: Path) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path / TENSORS), no_dist=True)
-    except (CheckpointException, OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be loaded: {_reason(error)}",
-            cure="It is damaged, or made with other models. Without it, an older one counts; sample and export take --step.",
-        ) from error
-
-
-def _total_bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    return sum(_total_bytes(item) for item in value.values()) if isinstance(value, dict) else 0
-
-
-def _reason(error: BaseException) -> str:
-    """The first real cause inside torch's collected failures."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return {name.removeprefix(prefix) for name in stored_names(checkpoint.path) if name.startswith(prefix)}
 
 
 def _listed(steps: list[int]) -> str:

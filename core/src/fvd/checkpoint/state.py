@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from typing import Any
 
@@ -67,3 +68,24 @@ def restore_lr_schedulers(roles: RoleManager, states: dict[str, dict[str, Any]])
     for handle in roles.trainable:
         for key, state in states[handle.name].items():
             handle.lr_schedulers[key].load_state_dict(state)
+
+
+Settings = dict[str, list[dict[str, Any]]]
+
+
+def optimizer_settings(handle: RoleHandle) -> Settings:
+    """By optimizer and parameter group, all but the parameters: rates, betas, weight decay."""
+    return {
+        key: [
+            copy.deepcopy({name: value for name, value in group.items() if name != "params"})
+            for group in optimizer.param_groups
+        ]
+        for key, optimizer in handle.optimizers.items()
+    }
+
+
+def restore_settings(handle: RoleHandle, settings: Settings) -> None:
+    """The optimizers have ``settings`` again, whatever came with their state."""
+    for key, optimizer in handle.optimizers.items():
+        for group, built in zip(optimizer.param_groups, settings[key], strict=True):
+            group.update(built)

@@ -14,10 +14,14 @@ from fvd.cli.run import add_run_file_arguments
 from fvd.errors import FvdError, Problem
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fvd.config.meaning import Explanation, Knob
 
 WIDE = 140
 """Columns of a terminal from which on a meaning stands beside its value, and not below."""
+NARROW = 60
+"""Columns below which key, value, source and meaning have a line each: beside a key there is no room for a sentence."""
 LONG = 36
 """Characters: longer values do not widen their column."""
 
@@ -98,15 +102,16 @@ def _widths(knobs: Sequence[Knob]) -> tuple[int, int, int]:
 
 
 def _print_for_terminal(explanation: Explanation) -> None:
-    """Under each section's name its keys, in columns; where the terminal is narrow, with source and meaning below the value."""
+    """Under each section's name its keys, in columns; where the terminal is narrow, with source and meaning below the value,
+    and where it is very narrow with a line each."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from fvd.config.meaning import DEFAULT
-
     console = Console(highlight=False)
     head = Table.grid(padding=(0, 2, 0, 0))
+    head.add_column(no_wrap=True)
+    head.add_column(overflow="fold")
     for label, text in explanation.headlines.items():
         head.add_row(Text(label, style="bold"), Text(text))
     console.print(head)
@@ -116,14 +121,32 @@ def _print_for_terminal(explanation: Explanation) -> None:
     }
     widths = _widths([knob for knobs in short.values() for knob in knobs])
     for section, knobs in short.items():
-        table = Table.grid(padding=(0, 2, 0, 0))
-        for width in widths if console.width >= WIDE else widths[:1]:
-            table.add_column(width=width, overflow="fold")
-        for knob in knobs:
-            value, meaning = Text(knob.value_text), Text(knob.meaning)
-            source = Text(knob.source, style="dim" if knob.source == DEFAULT else "")
-            below = Text("\n").join([value + Text("  (") + source + Text(")"), *([meaning] if meaning else [])])
-            shown = [value, source, meaning] if console.width >= WIDE else [below]
-            table.add_row(Text(knob.key, style="cyan"), *shown)
         console.print(Text(f"\n{section}", style="bold"))
-        console.print(table if knobs else Text("it has no keys", style="dim"))
+        console.print(_drawn(knobs, widths, console.width) if knobs else Text("it has no keys", style="dim"))
+
+
+def _drawn(knobs: Sequence[Knob], widths: tuple[int, int, int], columns: int) -> Table:
+    """The keys of a section for a terminal of so many columns."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    from fvd.config.meaning import DEFAULT
+
+    table = Table.grid(padding=(0, 2 if columns >= NARROW else 0, 0, 0))
+    fixed = widths if columns >= WIDE else widths[:1] if columns >= NARROW else ()
+    for width in (*fixed, None):
+        table.add_column(width=width, overflow="fold")
+    for knob in knobs:
+        key, value, meaning = Text(knob.key, style="cyan"), Text(knob.value_text), Text(knob.meaning)
+        source = Text(knob.source, style="dim" if knob.source == DEFAULT else "")
+        if columns >= WIDE:
+            table.add_row(key, value, source, meaning)
+        elif columns >= NARROW:
+            said = value + Text("  (") + source + Text(")")
+            table.add_row(key, Text("\n").join([said, *([meaning] if meaning else [])]))
+        else:
+            table.add_row(key)
+            for text in filter(None, (value, source, meaning)):
+                table.add_row(Padding(text, (0, 0, 0, 2)))
+    return table

@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume",
         metavar="auto|never|PATH",
         help="auto (default): continue what is in training.output_dir; never: refuse if there is something; "
-        "PATH: continue from this checkpoint folder",
+        "PATH: continue from this checkpoint folder; in a new training.output_dir, with the changes of the run file",
     )
     parser.add_argument(
         "--locked",

@@ -117,7 +117,7 @@ def _unconditional(args: argparse.Namespace, adapter: Adapter) -> object:
 def _latent_shape(args: argparse.Namespace, run: TrainedRun, adapter: Adapter) -> tuple[int, int, int, int]:
     from fvd.data.spec import VideoGeometry
     from fvd.errors import FvdError
-    from fvd.runtime import video_geometry
+    from fvd.video_size import video_geometry
 
     sizes = {"--num-frames": args.num_frames, "--height": args.height, "--width": args.width}
     missing = [option for option, size in sizes.items() if size is None]

@@ -19,7 +19,13 @@ MAY_CHANGE = frozenset(
 """Keys that change no number of training (``max_train_steps`` does where the learning rate decays: a longer schedule)."""
 
 
+ORDERS_DATA = frozenset({"training.data_path", "training.seed"})
+"""Keys that decide which samples come, and in which order; what is held out shows in the loader's fingerprint."""
+
 _EMA = re.compile(r"roles\.[^.]+\.ema(\..+)?")
+_WHERE_IT_IS = frozenset({"training.output_dir", "training.resume_from_checkpoint"})
+_WEIGHTS = re.compile(r"recipe\..+|roles\.[^.]+\.(family|path|trainable)")
+_OPTIMIZER_STATE = re.compile(r"roles\.([^.]+)\.optimizer\.(name|arguments)(\..+)?")
 
 
 def may_change(key: str) -> bool:
@@ -27,10 +33,21 @@ def may_change(key: str) -> bool:
     return key in MAY_CHANGE or _EMA.fullmatch(key) is not None
 
 
+def decides_weights(key: str) -> bool:
+    """Whether saved weights may not fit, or mean nothing, with another value."""
+    return _WEIGHTS.fullmatch(key) is not None
+
+
+def role_of_optimizer_state(key: str) -> str | None:
+    """The role whose optimizer's state does not fit with another value; None for a key that decides no such thing."""
+    found = _OPTIMIZER_STATE.fullmatch(key)
+    return found[1] if found else None
+
+
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ and matter, with both values."""
+    """Dotted keys whose values differ, with both values; but where the run lies, and where it continues from."""
     before, after = flatten(old), flatten(new)
-    keys = [key for key in (*before, *(k for k in after if k not in before)) if not may_change(key)]
+    keys = [key for key in (*before, *(k for k in after if k not in before)) if key not in _WHERE_IT_IS]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 

@@ -19,7 +19,7 @@ from fvd.plugins.faults import describe
 @dataclass(frozen=True)
 class Key:
     """One key of a section. ``default`` is plain data, and None where the key is required, or where there is a ``problem``: why
-    the default cannot be said. ``description`` is one line."""
+    the default cannot be said. ``description`` is one line. ``keys``: of a key that is a section of its own."""
 
     name: str
     type: str
@@ -27,9 +27,12 @@ class Key:
     default: object
     description: str
     problem: str = ""
+    keys: tuple[Key, ...] = ()
 
     def __str__(self) -> str:
         """``flow_shift: float = 3.0``."""
+        if self.keys:
+            return f"{self.name}:"
         if self.required:
             return f"{self.name}: {self.type}  (required)"
         if self.problem:
@@ -39,7 +42,7 @@ class Key:
 
     @property
     def first_sentence(self) -> str:
-        return re.split(r"(?<=\.)\s", self.description, maxsplit=1)[0].rstrip(".")
+        return re.split(r"(?<!eq\.)(?<=\.)\s", self.description, maxsplit=1)[0].rstrip(".")
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -49,6 +52,7 @@ class Key:
             "default": self.default,
             "description": self.description,
             **({"problem": self.problem} if self.problem else {}),
+            **({"keys": [key.as_dict() for key in self.keys]} if self.keys else {}),
         }
 
 
@@ -66,7 +70,9 @@ def _key_of(name: str, info: FieldInfo) -> Key:
         raise
     except BaseException as error:  # a function, or whatever a default_factory raises
         default, problem = None, f"its default cannot be shown: {describe(error)} [P09]"
-    return Key(name, _type_name(info.annotation), info.is_required(), default, _description_of(info), problem)
+    section = info.annotation
+    keys = tuple(keys_of(section)) if isinstance(section, type) and issubclass(section, BaseModel) and not problem else ()
+    return Key(name, _type_name(section), info.is_required(), default, _description_of(info), problem, keys)
 
 
 def yaml_text(value: object) -> str:

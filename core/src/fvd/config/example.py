@@ -226,12 +226,17 @@ def _section(
         if key.name not in values and not key.required:
             value = f" {yaml_text(key.default)}" if not key.problem else ""
             note = f"{key.problem}; " if key.problem else notes.get(key.name, "")
-            line = f"  # {key.name}:{value}"
-            if isinstance(key.default, Mapping) and len(line) > WIDTH:  # a section of its own
-                yield from _key_lines(f"  # {key.name}:", key, note=note)
-                yield from (f"  #   {inner}: {yaml_text(item)}" for inner, item in key.default.items())
+            if key.keys:
+                yield from _inner_section(key)
             else:
-                yield from _key_lines(line, key, note=note)
+                yield from _key_lines(f"  # {key.name}:{value}", key, note=note)
+
+
+def _inner_section(section: Key) -> Iterator[str]:
+    """A key that is a section of its own, in comments."""
+    yield from _key_lines(f"  # {section.name}:", replace(section, type="a section"))
+    for key in section.keys:
+        yield from _key_lines(f"  #   {key.name}: {yaml_text(key.default)}", key)
 
 
 def _plain(value: object) -> object:

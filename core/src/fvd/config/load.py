@@ -192,6 +192,9 @@ class _Reader:
         except OSError as error:
             self.report(("pipeline_config_path",), f"cannot read {given}: {error.strerror or error}")
             return
+        except ValueError:  # no UTF-8, or a name that no file can have
+            self.report(("pipeline_config_path",), f"{given!r} is not a text file")
+            return
         self.problems += other.problems
         data["pipeline_config"] = other.data
         self.document.places |= {("pipeline_config", *key): place for key, place in other.places.items()}

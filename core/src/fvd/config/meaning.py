@@ -14,6 +14,7 @@ from fvd.config.document import keys_of, yaml_text
 from fvd.config.load import LoadedRun
 from fvd.config.models import RoleConfig, RunConfig
 from fvd.config.optimization import IN_TRAINING, EmaConfig, OptimizerConfig, OptimizerSettings, given, takes_setting
+from fvd.config.validation import idle_validation_keys
 from fvd.config.yaml_lines import KeyPath
 
 DEFAULT = "default"
@@ -206,14 +207,7 @@ def _training_meanings(run: RunConfig, sources: _Sources) -> dict[str, str]:
         "gradient_accumulation_steps": f"{micro_batches} x {batch} = {_count(micro_batches * batch, 'sample')} a step",
         **_optimization_meanings(run, sources),
     }
-    if not training.log_validation:
-        said = "no effect: log_validation is false"
-        meanings |= dict.fromkeys(("validation_dataset_file", "validator", "validation_fps"), said)
-    if not training.computes_held_out_loss:
-        meanings["validation_samples"] = "no effect: no samples are held out"
-        if not training.log_validation:
-            meanings["validation_steps"] = "no effect: nothing is validated"
-    return meanings
+    return meanings | {key: f"no effect: {reason}" for key, reason in idle_validation_keys(training).items()}
 
 
 def _optimization_meanings(run: RunConfig, sources: _Sources) -> dict[str, str]:

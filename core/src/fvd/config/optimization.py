@@ -95,6 +95,44 @@ KNOWN_OPTIMIZERS: Mapping[str, frozenset[str]] = MappingProxyType(
 may have others; a test compares."""
 
 
+_FLAGS = (
+    *("amsgrad", "capturable", "centered", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize"),
+    "nesterov",
+)
+_NUMBERS = (
+    *("alpha", "beta2_decay", "d", "dampening", "initial_accumulator_value", "lambd", "lr_decay", "min_8bit_size"),
+    *("momentum", "momentum_decay", "ns_steps", "rho", "t0"),
+)
+
+ARGUMENT_KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(_FLAGS, "true or false"),
+        **dict.fromkeys(_NUMBERS, "a number"),
+        **dict.fromkeys(("etas", "step_sizes"), "a list of 2 numbers"),
+        "ns_coefficients": "a list of 3 numbers",
+        "adjust_lr_fn": "a word",
+    }
+)
+"""What an argument of a known optimizer is, but for those that are settings."""
+
+MAY_BE_NULL = frozenset({"foreach", "fused", "adjust_lr_fn"})
+"""Arguments that torch decides for itself where they are null."""
+
+
+def is_of_kind(value: object, kind: str) -> bool:
+    """kind: one of `ARGUMENT_KINDS`."""
+    match kind:
+        case "true or false":
+            return isinstance(value, bool)
+        case "a word":
+            return isinstance(value, str)
+        case "a number":
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        case _:
+            numbers = value if isinstance(value, (list, tuple)) else ()
+            return f"a list of {len(numbers)} numbers" == kind and all(is_of_kind(number, "a number") for number in numbers)
+
+
 def takes_setting(optimizer: str, setting: str) -> bool:
     """Whether an optimizer is given this key of ``roles.<role>.optimizer:``; of one that is not known, it is assumed."""
     return setting not in SETTINGS or SETTINGS[setting] in KNOWN_OPTIMIZERS.get(optimizer, SETTINGS.values())

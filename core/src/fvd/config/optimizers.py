@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from types import MappingProxyType
 
 from fvd.config.check import CheckContext
+from fvd.config.document import yaml_text
 from fvd.config.models import RoleConfig
-from fvd.config.optimization import IN_TRAINING, KNOWN_OPTIMIZERS, SETTINGS
+from fvd.config.optimization import ARGUMENT_KINDS, IN_TRAINING, KNOWN_OPTIMIZERS, MAY_BE_NULL, SETTINGS, is_of_kind
 from fvd.errors import Problem, did_you_mean
 
 REFUSED_OPTIMIZERS: Mapping[str, str] = MappingProxyType(
@@ -18,6 +19,14 @@ REFUSED_OPTIMIZERS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Classes of torch.optim that cannot train here, and why."""
+
+REFUSED_ARGUMENTS: Mapping[str, str] = MappingProxyType(
+    {"differentiable": "its steps are differentiated, and those of weights that are trained cannot be"}
+)
+"""Arguments that cannot be true here, and why."""
+
+MATRICES_ONLY = frozenset({"Muon"})
+"""Optimizers of two-dimensional parameters alone."""
 
 EIGHT_BIT_LIBRARY = "bitsandbytes"
 EIGHT_BIT_INSTALL = "Install it with `pip install 'fvd-core[8bit]'`."
@@ -44,6 +53,7 @@ def check_optimization(ctx: CheckContext) -> Iterator[Problem]:
     for name, role in trained.items():
         yield from _check_settings(ctx, name, role)
     yield from _check_settings_for_all(ctx, trained)
+    yield from _check_arguments_for_all(ctx, trained)
 
 
 def _name_key(ctx: CheckContext, role: str) -> str:
@@ -64,6 +74,10 @@ def _check_name(ctx: CheckContext, key: str, name: str) -> Iterator[Problem]:
     elif is_eight_bit(name) and find_spec(EIGHT_BIT_LIBRARY) is None:
         message = f"the optimizer {name} is of the library {EIGHT_BIT_LIBRARY}, which is not installed here"
         yield ctx.problem(key, message, cure=EIGHT_BIT_INSTALL, severity="warning")
+    elif name in MATRICES_ONLY:
+        message = f"{name} takes two-dimensional parameters alone, and a transformer has others: biases, norms, convolutions"
+        cure = "`fvd run` refuses it where a trained role has any of these. Use AdamW."
+        yield ctx.problem(key, message, cure=cure, severity="warning")
 
 
 def _check_settings(ctx: CheckContext, name: str, role: RoleConfig) -> Iterator[Problem]:
@@ -76,16 +90,42 @@ def _check_settings(ctx: CheckContext, name: str, role: RoleConfig) -> Iterator[
         for setting, argument in SETTINGS.items():
             if getattr(role.optimizer, setting) is not None and argument not in takes:
                 yield _not_taken(ctx, f"roles.{name}.optimizer.{setting}", chosen.name, takes)
-    key = "training.optimizer_arguments"
-    if role.optimizer is not None and role.optimizer.arguments is not None:
-        key = f"roles.{name}.optimizer.arguments"
-    settings = {argument: setting for setting, argument in SETTINGS.items() if argument in takes}
-    for argument in chosen.arguments:
-        if argument in settings:
-            cure = f"Write roles.{name}.optimizer.{settings[argument]}."
-            yield ctx.problem(f"{key}.{argument}", f"{argument} has a key of its own", cure=cure)
-        elif argument not in takes:
-            yield _not_taken(ctx, f"{key}.{argument}", chosen.name, takes)
+        if role.optimizer.arguments is not None:
+            key = f"roles.{name}.optimizer.arguments"
+            for argument, value in role.optimizer.arguments.items():
+                own_key = {argument: f"roles.{name}.optimizer.{setting}" for setting, argument in SETTINGS.items()}
+                yield from _check_argument(ctx, f"{key}.{argument}", argument, value, chosen.name, own_key)
+
+
+def _check_arguments_for_all(ctx: CheckContext, trained: Mapping[str, RoleConfig]) -> Iterator[Problem]:
+    """``training.optimizer_arguments``, which every role is given that has none of its own."""
+    asking = [name for name, role in trained.items() if role.optimizer is None or role.optimizer.arguments is None]
+    own_key = {argument: f"training.{IN_TRAINING[setting]}" for setting, argument in SETTINGS.items()}
+    for argument, value in ctx.run.training.optimizer_arguments.items():
+        key = f"training.optimizer_arguments.{argument}"
+        for optimizer in dict.fromkeys(ctx.run.optimizer_of(name).name for name in asking):
+            problems = list(_check_argument(ctx, key, argument, value, optimizer, own_key))
+            yield from problems
+            if problems:  # of one key one
+                break
+
+
+def _check_argument(
+    ctx: CheckContext, key: str, argument: str, value: object, optimizer: str, own_key: Mapping[str, str]
+) -> Iterator[Problem]:
+    """``own_key``: where the settings among the arguments are said."""
+    takes = KNOWN_OPTIMIZERS.get(optimizer)
+    if takes is None:
+        return
+    kind = ARGUMENT_KINDS.get(argument)
+    if argument in takes and argument in own_key:
+        yield ctx.problem(key, f"{argument} has a key of its own", cure=f"Write {own_key[argument]}.")
+    elif argument not in takes and not (argument == "eps" and optimizer == "Adafactor"):
+        yield _not_taken(ctx, key, optimizer, takes)
+    elif value is True and argument in REFUSED_ARGUMENTS:
+        yield ctx.problem(key, f"cannot be true: {REFUSED_ARGUMENTS[argument]}", cure="Remove it.")
+    elif kind and not is_of_kind(value, kind) and not (value is None and argument in MAY_BE_NULL):
+        yield ctx.problem(key, f"{argument} of {optimizer} must be {kind}, got {yaml_text(value)}")
 
 
 def _check_settings_for_all(ctx: CheckContext, trained: Mapping[str, RoleConfig]) -> Iterator[Problem]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fvd.config.check import CheckContext
 from fvd.config.optimizers import check_optimization
+from fvd.config.schedules import check_schedules
+from fvd.config.validation import check_validation
 from fvd.errors import PluginError, Problem, Severity, did_you_mean
 from fvd.plugins import Plugins
 from fvd.plugins.fit import missing_primitives
@@ -22,6 +24,7 @@ def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     return [
         *_roles(ctx),
         *check_optimization(ctx),
+        *check_schedules(ctx),
         *_latent_space(ctx),
         *_primitives(ctx),
         *_sampler(ctx, plugins),
@@ -30,7 +33,7 @@ def check_run(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
         *_output(ctx),
         *_size(ctx),
         *_data(ctx, plugins),
-        *_validation(ctx),
+        *check_validation(ctx),
         *_ladder(ctx),
         *_held_out(ctx, plugins),
     ]
@@ -169,26 +172,6 @@ def _lack_of(folder: Path, *, holds_parquet: bool) -> str:
     return ""
 
 
-def _validation(ctx: CheckContext) -> list[Problem]:
-    training = ctx.run.training
-    if not training.log_validation:
-        return []
-    if training.validation_dataset_file is None:
-        cure = "Name a json, jsonl, csv or txt file of prompts, or write log_validation: false."
-        return [ctx.problem("training.log_validation", "validation needs training.validation_dataset_file", cure=cure)]
-    path = Path(training.validation_dataset_file).expanduser()
-    if not path.exists():
-        return [
-            ctx.problem(
-                "training.validation_dataset_file",
-                f"there is no file {path} here",
-                cure="`fvd run` needs it.",
-                severity="warning",
-            )
-        ]
-    return []
-
-
 def _ladder(ctx: CheckContext) -> list[Problem]:
     """A few-step student is sampled as it is trained: what the file says against it has no effect."""
     training, ladder = ctx.run.training, ctx.run.method_config.sampling_ladder()
@@ -216,6 +199,10 @@ def _ladder(ctx: CheckContext) -> list[Problem]:
 def _held_out(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     """Where the samples of the held-out loss come from."""
     training = ctx.run.training
+    if training.computes_held_out_loss and not ctx.method.held_out_loss:
+        keys = {"validation_split": training.validation_split > 0, "validation_data_path": bool(training.validation_data_path)}
+        message = f"the method {ctx.method.name} has no loss to compute on held-out samples"
+        return [ctx.problem(f"training.{key}", message, cure="Remove it.") for key, is_given in keys.items() if is_given]
     if training.validation_data_path is None:
         return []
     key, cure = "training.validation_data_path", "Remove it and set training.validation_split."
@@ -226,7 +213,22 @@ def _held_out(ctx: CheckContext, plugins: Plugins) -> list[Problem]:
     kind = plugins.spec("dataset_kind", plugins.dataset_kind_of(family))
     if isinstance(kind, DatasetKindSpec) and not kind.reads_folders:
         return [ctx.problem(key, f"the family {family.name} makes its data itself, and has no other", cure=cure)]
-    return _folders(ctx, plugins, "validation_data_path", training.validation_data_sources())
+    trained_on = [_resolved(folder) for folder, _ in training.data_sources()]
+    problems = []
+    for folder, _ in training.validation_data_sources():
+        path = _resolved(folder)
+        if any(path.is_relative_to(other) or other.is_relative_to(path) for other in trained_on):
+            message = f"{folder} is trained on: it is in training.data_path, or one lies inside the other"
+            problems.append(ctx.problem(key, message, cure=f"Name another folder, or: {cure}"))
+    return [*problems, *_folders(ctx, plugins, "validation_data_path", training.validation_data_sources())]
+
+
+def _resolved(folder: Path) -> Path:
+    """The folder itself, by whatever name; where there can be none of that name, the name."""
+    try:
+        return folder.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return folder.absolute()
 
 
 def missing_roles(

@@ -36,7 +36,10 @@ class Document:
 def read_yaml(text: str, file: str) -> Document:
     """Parse one YAML document (safe tags only). Syntax errors and duplicate keys become problems."""
     document = Document({})
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        return Document({}, problems=[_character_problem(error, text, file)], readable=False)
     try:
         node = loader.get_single_node()
         if node is not None:
@@ -58,6 +61,13 @@ def _syntax_problem(error: yaml.YAMLError, file: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else None
     return Problem(message=f"not valid YAML: {error.problem or error.context}", file=file, line=line)
+
+
+def _character_problem(error: yaml.reader.ReaderError, text: str, file: str) -> Problem:
+    """A control character, as a crash in the middle of a write may leave them."""
+    message = f"not valid YAML: the character U+{ord(text[error.position]):04X} is not allowed"
+    line = text.count("\n", 0, error.position) + 1
+    return Problem(message=message, file=file, line=line, cure="Remove it.")
 
 
 def read_yaml_file(path: Path) -> Document:

@@ -241,5 +241,9 @@ def build_held_out(run: RunConfig, plugins: Plugins, kind: str, spec: DataSpec, 
         return HeldOutSamples.choose(loader.dataset, spec, training.validation_samples, among=loader.held_out)
     if training.validation_data_path is None:
         return None
-    dataset: ChunkedDataset = plugins.load("dataset_kind", kind)(training.validation_data_sources(), spec, needs_latents=True)
+    open_dataset = plugins.load("dataset_kind", kind)
+    try:
+        dataset: ChunkedDataset = open_dataset(training.validation_data_sources(), spec, needs_latents=True)
+    except DataError as error:
+        raise DataError(f"training.validation_data_path: {error.message}", cure=error.cure) from error
     return HeldOutSamples.choose(dataset, spec, training.validation_samples)

@@ -151,7 +151,7 @@ def open_parquet(sources: Sequence[tuple[Path, int]], spec: DataSpec, *, needs_l
 
 def _find_files(folder: Path) -> list[Path]:
     if not folder.exists():
-        raise DataError(f"data folder {folder} does not exist", cure=f"Check training.data_path. {PREPARE_AGAIN}")
+        raise DataError(f"data folder {folder} does not exist", cure=f"Check its name in the run file. {PREPARE_AGAIN}")
     if (folder / STAGING).exists():
         raise DataError(
             f"{folder} is not complete: `fvd data prepare` was interrupted, or is still at work",

@@ -16,8 +16,9 @@ class NonFiniteGradient(HealthRule):
 
     name = "non_finite"
     remedy = (
-        "Look at the losses and gradient norms of the steps before it. Lower the role's learning rate; look for broken samples "
-        "in the data, and for weights that are not finite in the model that the run started from."
+        "Look at the losses and gradient norms of the steps before it. Lower the role's learning rate and go on from a "
+        "checkpoint before it (--resume CHECKPOINT, with a new training.output_dir); look for broken samples in the data, and "
+        "for weights that are not finite in the model that the run started from."
     )
 
     def __init__(self, role: str, *, ends_run_after: int = MAX_SKIPPED_IN_A_ROW) -> None:
@@ -50,7 +51,8 @@ class AlwaysClipped(HealthRule):
         self.fires_when = f"{share:.0%} of {window} updates are clipped, and the median norm is {excess:g} times the clip"
         self.remedy = (
             f"If the loss still falls, raise roles.{role}.optimizer.max_grad_norm to what the norms are; "
-            "if it does not, lower the learning rate."
+            "if it does not, lower the learning rate. Either can be done in mid-run: --resume CHECKPOINT, with a new "
+            "training.output_dir."
         )
         self._max_grad_norm, self._share, self._excess = max_grad_norm, share, excess
         self._norm = RecentMedian(window)
@@ -70,8 +72,8 @@ class Exploding(HealthRule):
     """A loss or a gradient norm is far above what it was. factor: see `Rise`; 10 is out of reach for noise and for learning."""
 
     remedy = (
-        "Lower the learning rate (or warm it up longer) and continue from a checkpoint before the rise; compare with the "
-        "metrics and videos of that time."
+        "Lower the learning rate and go on from a checkpoint before the rise (--resume CHECKPOINT, with a new "
+        "training.output_dir), or start again with a longer warm-up; compare with the metrics and videos of that time."
     )
 
     def __init__(self, name: str, metric: str, *, factor: float = 10.0) -> None:

@@ -90,12 +90,13 @@ class HealthMonitor:
     """All rules of a run. A warning when one finds something, again only after it has been silent for `CLEAR_AFTER`
     observations, or after `REPEAT_EVERY` steps.
 
-    past: what a run that continues had logged. Rules see it before anything else; it raises no alarm and ends no run.
+    past: what a run that continues at ``start_step`` had logged. Rules see it before anything else; it raises no alarm and
+    ends no run.
     """
 
-    def __init__(self, rules: Sequence[HealthRule], past: Sequence[PastStep] = ()) -> None:
+    def __init__(self, rules: Sequence[HealthRule], past: Sequence[PastStep] = (), *, start_step: int = 0) -> None:
         self._watched: list[_Watched] = []
-        self._past = past
+        self._past, self._start_step = past, start_step
         for rule in rules:
             self.add(rule)
 
@@ -113,6 +114,8 @@ class HealthMonitor:
                     watched.add(row.step, watched.rule.observe(row.metrics), aloud=False)
                 except Exception:
                     logger.debug("the health rule %s failed on a logged step", watched.rule.name, exc_info=True)
+        if self._past and self._past[-1].step != self._start_step:
+            watched.forget_counts()
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Ask every rule whose metrics are there; ``health/<name>`` of each, 1.0 while it is on."""

@@ -7,6 +7,7 @@ run began with, and the last `LAST`, many times the length of any window. That i
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -57,5 +58,5 @@ def _rows(lines: Iterable[str]) -> Iterator[dict[str, float]]:
             row = {sys.intern(name): float(value) for name, value in json.loads(line).items()}
         except (ValueError, TypeError, AttributeError):
             continue
-        if "step" in row:
+        if math.isfinite(row.get("step", math.nan)):
             yield row

@@ -23,10 +23,20 @@ class Artifact:
     caption: str
 
 
+class ValidationStopped(Exception):
+    """A validation was left because the run is to stop. The trainer saves, and a run that continues makes it again."""
+
+
+def never_stopped() -> bool:
+    """Where nobody can ask for a stop."""
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValidatorContext:
     """What a validator is made from. latent_shape: (C, T, H, W) of the videos to make. output_dir: where its folders
-    ``step-00000100`` go. fps: of the files it writes."""
+    ``step-00000100`` go. fps: of the files it writes. stop_requested: whether somebody has asked the run to stop: a scheduler
+    that needs the machine gives seconds, and a validation takes minutes (see `Validator.leave_if_stopped`)."""
 
     adapter: Adapter
     load_sampler: Callable[[str], LoadedSampler]
@@ -34,6 +44,7 @@ class ValidatorContext:
     latent_shape: tuple[int, int, int, int]
     output_dir: Path
     fps: float
+    stop_requested: Callable[[], bool] = never_stopped
 
 
 class Validator(ABC):
@@ -49,7 +60,16 @@ class Validator(ABC):
     @abstractmethod
     def log_validation(self, step: int, request: ValidationRequest) -> list[Artifact]:
         """Sample and write into ``step_dir(step)``, which exists afterwards, whole. Training must not be disturbed: no
-        draw from its generators, no change of a module's mode."""
+        draw from its generators, no change of a module's mode. Calls `leave_if_stopped` between two videos."""
+
+    def leave_if_stopped(self) -> None:
+        """Raise `ValidationStopped` where the run has been asked to stop; to be called between videos, and let through.
+
+        What is unfinished must not remain under ``step_dir``, by which a resumed run knows what is done: call it inside
+        `fvd.files.folder_written_aside`, and nothing does.
+        """
+        if self.context.stop_requested():
+            raise ValidationStopped
 
     def step_dir(self, step: int) -> Path:
         return self.context.output_dir / step_folder(step)

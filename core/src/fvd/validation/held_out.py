@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -15,6 +15,7 @@ from fvd.data.loader import collate
 from fvd.errors import FvdError
 from fvd.methods import Method
 from fvd.rng import randn_per_sample, seeded_generator
+from fvd.validation.base import ValidationStopped, never_stopped
 from fvd.validation.weights import Weights, in_use, weights_to_show
 
 BINS = 5
@@ -44,13 +45,16 @@ class HeldOutLoss:
         return LOSSES[self._weights()[0]]
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, stop_requested: Callable[[], bool] = never_stopped) -> dict[str, float]:
         """``validation/loss``, ``validation/loss/t_0_200``, …, and ``validation/ema/loss…`` of averaged weights.
 
-        Raises FvdError for a method that has no held-out loss.
+        Raises FvdError for a method that has no held-out loss, and ValidationStopped where ``stop_requested`` says so
+        between two batches.
         """
         sums = {weights: torch.zeros(BINS, dtype=torch.float64, device=self._device) for weights in self._weights()}
         for ids, batch in self._batches():
+            if stop_requested():
+                raise ValidationStopped
             noises = [self._noise(name, ids, batch) for name in self.midpoints]
             for weights, total in sums.items():
                 with in_use(self._handle, weights):

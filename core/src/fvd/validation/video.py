@@ -63,6 +63,7 @@ class VideoValidator(Validator):
                 with in_use(handle, weights):
                     for steps in plan.sampling_steps:
                         for index in range(count):
+                            self.leave_if_stopped()
                             latents = self._sample(request, steps, index)
                             name = f"{index:03d}_{plan.sampler_kind}_{steps}_steps{'_ema' if weights == 'ema' else ''}"
                             rows.append(self._write(folder, name, index, self._decoded(latents)))
@@ -71,6 +72,7 @@ class VideoValidator(Validator):
                             bar.advance()
             if request.panel is not None:
                 for index, sample in enumerate(to_noise):
+                    self.leave_if_stopped()
                     panel = self._panel(request.panel, plan, sample, index, shown[0])
                     rows.append(self._write(folder, f"{index:03d}_panel", index, panel))
                     bar.advance()

@@ -65,6 +65,15 @@ DISCRIMINATOR = "discriminator"
 """The role that brings the adversarial loss with it."""
 
 
+def _over_preset(below: object, given: object) -> object:
+    """What is given, over what the preset has there. Features of the teacher, which is frozen, are not trained along, whatever
+    the preset says."""
+    if not isinstance(below, dict) or not isinstance(given, dict):
+        return given
+    left_out = {"train_feature_source"} if given.get("feature_source") == "teacher" else set()
+    return {name: value for name, value in below.items() if name not in left_out} | given
+
+
 class DMD2Config(fvd.MethodConfig):
     """Settings of distribution matching distillation (arXiv:2405.14867)."""
 
@@ -159,11 +168,7 @@ class DMD2Config(fvd.MethodConfig):
             return given  # for pydantic to refuse
         name = given.get("preset")
         values = dict(PRESETS[name].method_config) if isinstance(name, str) and name in PRESETS else {}
-        for key, value in given.items():
-            below = values.get(key)
-            if key == "gan" and isinstance(value, dict) and isinstance(below, dict) and value.get("feature_source") == "teacher":
-                below = {name: it for name, it in below.items() if name != "train_feature_source"}  # the teacher is frozen
-            values[key] = {**below, **value} if isinstance(below, dict) and isinstance(value, dict) else value
+        values |= {key: _over_preset(values.get(key), value) for key, value in given.items()}
         if "dmd_denoising_steps" not in values:
             values.setdefault("warp_denoising_step", True)
         if _full_rollout_name(values.get("rollout_mode")) == "data_latent":

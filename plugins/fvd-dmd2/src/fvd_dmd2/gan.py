@@ -37,7 +37,7 @@ class GanLoss:
 def build_discriminator(name: str, config: GanConfig, source: fvd.RoleView, *, seed: int) -> fvd.RoleHandle:
     """The role ``name``: a head for each layer of ``source`` that the run file asks for. Raises FvdError for a source without
     features."""
-    widths = source.feature_widths()
+    widths = feature_widths(config, source)
     discriminator = Discriminator([widths[layer] for layer in chosen_layers(config, source)], seed=seed)
     handle = fvd.RoleHandle(
         name=name,
@@ -46,6 +46,17 @@ def build_discriminator(name: str, config: GanConfig, source: fvd.RoleView, *, s
         modules={HEADS: discriminator.to(source.adapter.device)},
     )
     return handle.apply_trainable()
+
+
+def feature_widths(config: GanConfig, source: fvd.RoleView) -> list[int]:
+    """Of each block of ``source``. Raises FvdError for a network without hidden states, such as a formula."""
+    try:
+        return list(source.feature_widths())
+    except fvd.FvdError as error:
+        if config.feature_source == "critic":
+            raise
+        cure = f"{error.cure} With method_config.gan.feature_source: critic they are the critic's."
+        raise fvd.FvdError(error.message, cure=cure) from error
 
 
 def chosen_layers(config: GanConfig, source: fvd.RoleView) -> tuple[int, ...]:

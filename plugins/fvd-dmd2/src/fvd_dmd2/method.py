@@ -243,12 +243,14 @@ class DMD2Method(fvd.Method):
         self, x0: Tensor, fake_x0: Tensor, real: TeacherPrediction, gradient: MatchingGradient, t: Tensor
     ) -> dict[str, MetricValue]:
         """What tells whether it goes well: of the samples that are kept, and not of how they are batched."""
+        unguided_x0 = real.x0 if real.cond_x0 is None else real.cond_x0
         per_sample = {
             "dmd2/gradient_rms": mean_per_sample(gradient.value.square()).sqrt(),
             "dmd2/gradient_norm": gradient.value.flatten(1).norm(dim=1),
             "dmd2/normalizer": mean_per_sample(gradient.normalizer),
             "dmd2/score_gap": mean_per_sample((fake_x0 - real.x0).abs()),
             "dmd2/critic_gap": mean_per_sample((fake_x0 - x0).abs()),
+            "dmd2/teacher_gap": mean_per_sample((unguided_x0 - x0).abs()),
         }
         return {
             **{name: gradient.mean_over_kept(values) for name, values in per_sample.items()},

@@ -24,8 +24,8 @@ class FinetuneConfig(fvd.MethodConfig):
     logit_std: NonNegativeFloat = 1.0
     """logit_normal: 0 trains on one noise level."""
     mode_scale: Annotated[float, Field(ge=-1, le=2 / (math.pi - 2))] = 1.29
-    """mode: 0 is uniform; positive favours the middle, negative the ends. From -1 to 1.7519, beyond which u would leave
-    [0, 1]."""
+    """mode: 0 is uniform; positive favours the middle, negative the ends. From -1 to 1.7519: beyond, u turns round
+    on its way from 1 to 0, and leaves [0, 1]."""
     attn_kind: Literal["dense", "vsa"] = "dense"
     """Kind of attention of the student; dense where the family has no other."""
 

@@ -16,6 +16,7 @@ from fvd.plugins.registry import KINDS, split_kind
 from fvd.specs import Spec
 
 if TYPE_CHECKING:
+    from fvd.config.document import Key
     from fvd.cli.main import Arguments
     from fvd.plugins import PluginRecord, Plugins
 
@@ -114,5 +115,11 @@ def _component_lines(plugins: Plugins, spec: Spec) -> Iterator[str]:
     if facts.section:
         yield f"{facts.section}:{f' {facts.problem}' if facts.problem else '' if facts.keys else ' it has no keys'}"
     for key in facts.keys:
-        yield f"  {key}"
-        yield from (f"      {line}" for line in textwrap.wrap(key.description, 110))
+        yield from _key_lines(key, "  ")
+
+
+def _key_lines(key: Key, indent: str) -> Iterator[str]:
+    yield f"{indent}{key}"
+    yield from (f"{indent}    {line}" for line in textwrap.wrap(key.description, 110))
+    for inner in key.keys:
+        yield from _key_lines(inner, f"{indent}    ")

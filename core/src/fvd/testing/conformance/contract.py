@@ -120,7 +120,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 """Kinds whose target is called as one of these."""
 
 METHODS = {
-    "family": ("__init__", "load_role", "build_adapter", "data_spec", "build_encoders", "shard_units", "export"),
+    "family": (
+        "__init__", "load_role", "build_adapter", "data_spec", "build_encoders", "latent_shape", "shard_units", "export",
+    ),
     "method": (
         "build", "build_roles", "optimizer_specs", "single_train_step", "roles_to_update", "latents_source", "sampling_plan",
         "on_train_start", "on_step_end", "validation_request",

@@ -102,6 +102,6 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """What is logged, but for time and memory, and for the alarms, whose windows begin anew in a run that continues."""
+    """What is logged, but for time and memory, and for tensors that do not move, looked at in a process's first updates."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith(("perf/", "health/"))} for row in rows]
+    return [{name: value for name, value in row.items() if not name.startswith(("perf/", "health/unmoved"))} for row in rows]
