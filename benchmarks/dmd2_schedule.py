@@ -15,8 +15,8 @@ at 4 steps costs
 Time is the expected one of a step from the least of each kind of step (exits are equally likely); beside it CPU time, from the
 median of each kind, which a busy machine disturbs less. Memory is the steps' peak above what was resident before the first one
 (weights are, optimizer states are not), at a size whose activations outweigh its weights, with an allocator that gives freed
-tensors back, as it does by itself with tensors of real sizes: resident is then what is in use. ``--check`` exits 1 above a
-target.
+tensors back, as it does by itself with tensors of real sizes: resident is then what is in use. (Left alone, glibc keeps the
+small blocks of this size, and the ratio was 0.86 in one run.) ``--check`` exits 1 above a target.
 """
 
 from __future__ import annotations

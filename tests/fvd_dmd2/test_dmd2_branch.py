@@ -1,4 +1,4 @@
-"""What the alarms advise, done: back to a checkpoint, with the critic trained more, or with a discriminator that was not there."""
+"""What the alarms advise, done: back to a checkpoint, with the critic trained more, or another discriminator weight."""
 
 from __future__ import annotations
 

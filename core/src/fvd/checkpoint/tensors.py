@@ -37,7 +37,8 @@ def load_tensors(tensors: dict[str, Any], path: Path) -> None:
     except (CheckpointException, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be loaded: {reason(error)}",
-            cure="It is damaged, or made with other models. Without it, an older one counts; sample and export take --step.",
+            cure="It is damaged, or made with other models or another method_config. Without it, an older one counts; "
+            "sample and export take --step.",
         ) from error
 
 
