@@ -249,7 +249,7 @@ def test_a_teacher_of_nan_ends_the_run_and_keeps_what_it_left(steps, ends_at, tm
 
 @pytest.mark.parametrize(("share", "behind"), [(0.98, False), (1.0, False), (1.01, True)])
 def test_a_critic_that_is_no_better_than_the_teacher_on_the_students_own_samples_is_behind(share, behind):
-    """On the toys, from a finetuned network: 0.98 to 0.99 with a critic that follows, 1.01 to 1.02 at a thousandth of its rate."""
+    """On the toys, from a finetuned network: 0.98 to 0.99 where it follows, 1.01 to 1.02 at a thousandth of the right rate."""
     row = {
         "train/critic_loss": 1.0,
         "train/dmd2/normalizer": 0.5,

@@ -76,7 +76,7 @@ class CriticBehind(fvd.HealthRule):
     follows is better from the first updates on (0.2 to 0.99 on the toys; at 0.5 % of the right rate 1.01 to 1.02), and
     where student and teacher agree both are equal.
 
-    Or: the critic's loss is measured on the student's newest samples. It stands ``factor`` above its best level, and the critic has
+    Or: the critic's loss, measured on the student's newest samples, stands ``factor`` above its best level, and the critic has
     lost ground against the teacher: mean |F − x| / mean |R − x|, on the same samples at the same noise, stands
     ``ground`` above its lowest. The loss alone would not do: that of a perfect critic rises too where the student's samples
     gain detail, but then the teacher's error rises with it.

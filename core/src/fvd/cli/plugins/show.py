@@ -16,8 +16,8 @@ from fvd.plugins.registry import KINDS, split_kind
 from fvd.specs import Spec
 
 if TYPE_CHECKING:
-    from fvd.config.document import Key
     from fvd.cli.main import Arguments
+    from fvd.config.document import Key
     from fvd.plugins import PluginRecord, Plugins
 
 
