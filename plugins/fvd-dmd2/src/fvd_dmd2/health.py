@@ -71,8 +71,8 @@ class Collapse(fvd.HealthRule):
 class CriticBehind(fvd.HealthRule):
     """The student moves faster than the critic follows, so that F is the score of samples that the student no longer makes.
 
-    Either the critic denoises the student's own samples no better than the teacher, which has never seen them: mean |F − x| over
-    mean |R_c − x|, without guidance, has a median above ``no_better`` over ``long_window`` student updates. A critic that
+    Either the critic denoises the student's own samples no better than the teacher, which has never seen them: mean |F − x|
+    over mean |R_c − x|, without guidance, has a median above ``no_better`` over ``long_window`` student updates. A critic that
     follows is better from the first updates on (0.2 to 0.99 on the toys; at 0.5 % of the right rate 1.01 to 1.02), and
     where student and teacher agree both are equal.
 
