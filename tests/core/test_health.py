@@ -352,3 +352,23 @@ def test_a_warm_up_is_not_looked_at():
     assert move(rule, role, 3) == [{}, {}, {}]
     role.optimizers["main"].param_groups[0]["lr"] = 5e-4
     assert move(rule, role, 1) == [{"health/unmoved_tensors_student": 0.0}]
+
+
+class Above(HealthRule):
+    """Finds what is above 1."""
+
+    fires_when, remedy = "above 1", "Lower it."
+
+    def __init__(self, name: str, metric: str) -> None:
+        self.name, self.watches = name, (metric,)
+
+    def observe(self, metrics):
+        return "above 1" if metrics[self.watches[0]] > 1 else None
+
+
+def test_the_alarms_of_a_run_are_listed_at_its_end():
+    monitor = HealthMonitor([Above("late", "a"), Above("early", "b"), Above("never", "c"), Above("early", "d")])
+    assert monitor.describe_alarms() == ""
+    for step in range(1, 2 * CLEAR_AFTER):
+        monitor.observe(step, {"a": 2.0 * (step > CLEAR_AFTER), "b": 2.0 * (step == 7), "c": 0.0, "d": 2.0 * (step == 5)})
+    assert monitor.describe_alarms() == f"early at step 5, late since step {CLEAR_AFTER + 1}"

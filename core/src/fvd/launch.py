@@ -176,6 +176,8 @@ def _device_name(runtime: Runtime) -> str:
 def _farewell(runtime: Runtime, trainer: Trainer, outcome: RunOutcome, seconds: float) -> None:
     word = "stopped" if outcome.status == "stopped" else "finished"
     logger.info("%s at step %d after %.0f s", word, outcome.step, seconds)
+    if alarms := trainer.health.describe_alarms():
+        logger.warning("alarms      %s", alarms)
     if trainer.last_checkpoint:
         logger.info("checkpoint  %s", trainer.last_checkpoint)
     if runtime.validator:

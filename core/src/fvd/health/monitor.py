@@ -35,6 +35,7 @@ class _Watched:
 
     rule: HealthRule
     is_on: bool = False
+    first_found: int | None = None
     logged_at: int = 0
     row: list[int] = field(default_factory=list)
     """First and last step of the findings in a row; empty where the last observation was none."""
@@ -53,6 +54,7 @@ class _Watched:
                     logger.info("[%s] step %d: no longer", self.rule.name, step)
                 self.is_on = False
             return
+        self.first_found = step if self.first_found is None else self.first_found
         self.row = [self.row[0] if self.row else step, step]
         self.found_in_a_row += 1
         self.silent_in_a_row = 0
@@ -136,6 +138,20 @@ class HealthMonitor:
             self._watched.remove(watched)
             return
         watched.add(step, finding)
+
+    def describe_alarms(self) -> str:
+        """Every alarm of the run, for its end: ``clipping at step 20, critic_behind since step 270``; ``since`` where it is
+        still on. Empty where there was none."""
+        first: dict[str, int] = {}
+        still_on: set[str] = set()
+        for watched in self._watched:
+            name, step = watched.rule.name, watched.first_found
+            if step is not None:
+                first[name] = min(step, first.get(name, step))
+            if watched.is_on:
+                still_on.add(name)
+        in_order = sorted(first.items(), key=lambda alarm: alarm[1])
+        return ", ".join(f"{name} {'since' if name in still_on else 'at'} step {step}" for name, step in in_order)
 
     @property
     def doubtful_since(self) -> int | None:
