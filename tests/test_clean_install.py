@@ -56,7 +56,9 @@ def test_everything_a_user_does(env):
     env.fvd("sample", "outputs/dmd2", "--prompt", "a red ball rolling left", "--out", "sample.mp4")
     env.fvd("export", "outputs/dmd2", "--role", "student", "--to", "diffusers", "--out", "exported")
     assert (env.work / "sample.mp4").stat().st_size > 0
-    assert len(list(env.work.glob("outputs/*/validation/*/*.mp4"))) == 8
+    # At two steps, of two prompts: finetune's sample; dmd2's with the weights and with their average, and a panel.
+    assert len(list(env.work.glob("outputs/finetune/validation/*/*.mp4"))) == 4
+    assert len(list(env.work.glob("outputs/dmd2/validation/*/*.mp4"))) == 12
     reload = "import sys; from diffusers import WanPipeline; WanPipeline.from_pretrained('exported')"
     assert env.run("python", "-c", reload).returncode == 0
 
