@@ -16,10 +16,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fvd.rng import derive_seed
 
 
+def generator_loss_of_samples(fake_logits: Tensor) -> Tensor:
+    """`generator_loss` of each sample, [B]: the mean over its heads."""
+    return functional.softplus(-fake_logits.float()).mean(dim=1)
+
+
 def generator_loss(fake_logits: Tensor) -> Tensor:
     """L_G = mean softplus(−D(fake)) = −mean log sigmoid(D(fake)), 0-dim, float32: the non-saturating loss (Goodfellow et al.
     2014, section 3; DMD2, arXiv:2405.14867, section 4.3). dL_G/dD = −sigmoid(−D) / numel: strong where D is sure of a fake."""
-    return functional.softplus(-fake_logits.float()).mean()
+    return generator_loss_of_samples(fake_logits).mean()
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

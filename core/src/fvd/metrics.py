@@ -50,18 +50,23 @@ def moments(name: str, values: Tensor, kept: Tensor) -> Mapping[str, WeightedMea
     return {f"{name}_mean": WeightedMean(total, weight), f"{name}_std": Deviation(total, squares, weight)}
 
 
+def timestep_bins(num_train_timesteps: int, bins: int) -> dict[str, tuple[float, float]]:
+    """``bins`` equal ranges of the schedule by the names that metrics have: of 1000 in five ``t_0_200`` to ``t_800_1000``."""
+    edges = [num_train_timesteps * edge / bins for edge in range(bins + 1)]
+    return {f"t_{low:.0f}_{high:.0f}": (low, high) for low, high in pairwise(edges)}
+
+
 def per_bin(name: str, values: Tensor, t: Tensor, num_train_timesteps: int, *, bins: int = 5) -> Mapping[str, WeightedMean]:
     """The mean of ``values`` [B] in each of ``bins`` equal ranges of the timesteps ``t`` [B].
 
     Of ``per_bin("loss", loss, t, 1000)`` the names are ``loss/t_0_200`` to ``loss/t_800_1000``; a bin holds its lower end,
     the last one its upper end too. Detached, float32; no host sync, whatever the timesteps are.
     """
-    edges = [round(num_train_timesteps * edge / bins) for edge in range(bins + 1)]
     index = (t.detach().float() / num_train_timesteps * bins).long().clamp(0, bins - 1)
     inside = index[None] == torch.arange(bins, device=t.device)[:, None]  # [bins, B]
     totals = torch.where(inside, values.detach().float()[None], 0.0).sum(dim=1).unbind()
     weights = inside.float().sum(dim=1).unbind()
-    ranges = [f"t_{low}_{high}" for low, high in pairwise(edges)]
+    ranges = timestep_bins(num_train_timesteps, bins)
     return {f"{name}/{bin}": WeightedMean(*sums) for bin, *sums in zip(ranges, totals, weights, strict=True)}
 
 

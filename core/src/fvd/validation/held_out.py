@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from fvd.data.held_out import HeldOutSamples
 from fvd.data.loader import collate
 from fvd.errors import FvdError
 from fvd.methods import Method
+from fvd.metrics import timestep_bins
 from fvd.rng import randn_per_sample, seeded_generator
 from fvd.validation.base import ValidationStopped, never_stopped
 from fvd.validation.weights import Weights, in_use, weights_to_show
@@ -35,9 +35,8 @@ class HeldOutLoss:
         self._samples = samples
         self._device = device
         self._handle = method.roles[method.sampling_plan(method.run).role]
-        steps = method.adapter.num_train_timesteps
-        edges = [steps * part / BINS for part in range(BINS + 1)]
-        self.midpoints = {f"t_{low:.0f}_{high:.0f}": (low + high) / 2 for low, high in pairwise(edges)}
+        ranges = timestep_bins(method.adapter.num_train_timesteps, BINS)
+        self.midpoints = {name: (low + high) / 2 for name, (low, high) in ranges.items()}
 
     @property
     def metric(self) -> str:

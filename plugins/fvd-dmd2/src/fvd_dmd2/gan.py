@@ -14,10 +14,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 import fvd
-from fvd.adversarial import Discriminator, approximate_r1, discriminator_loss, exact_r1, twice_differentiable
+from fvd.adversarial import (
+    Discriminator,
+    approximate_r1,
+    discriminator_loss,
+    exact_r1,
+    generator_loss_of_samples,
+    twice_differentiable,
+)
 from fvd.features import default_layers
 from fvd.flow import expand_to
 from fvd_dmd2.gan_config import GanConfig
@@ -102,7 +108,7 @@ class GanBranch:
         leaf = x0.detach().requires_grad_()
         x_t, draw = self._noised(leaf, rng, shared)
         logits = self.discriminator(self._features(x_t, draw, batch))
-        per_sample = functional.softplus(-logits.float()).mean(dim=1)
+        per_sample = generator_loss_of_samples(logits)
         (gradient,) = torch.autograd.grad(per_sample.mean(), leaf)
 
         kept = torch.isfinite(gradient).flatten(1).all(dim=1) & torch.isfinite(per_sample) & _finite(leaf)

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 from fvd.config.changes import flatten
 from fvd_dmd2.idle import idle_keys
-from fvd_dmd2.presets import PRESETS
+from fvd_dmd2.presets import LADDER_TIMESTEPS, PRESETS
 
 if TYPE_CHECKING:
     import fvd
     from fvd_dmd2.config import DMD2Config
     from fvd_dmd2.gan_config import GanConfig
 
-STEPS = 1000
-"""Timesteps are counted to this."""
 FLOW = "(flow matching)"
 
 
@@ -156,7 +154,7 @@ def _guidance(config: DMD2Config, run: fvd.RunConfig) -> dict[str, str]:
 
 def _scores(config: DMD2Config, run: fvd.RunConfig) -> dict[str, str]:
     shift = run.pipeline_config.flow_shift if config.score_timestep_shift is None else config.score_timestep_shift
-    low, high = STEPS * config.min_timestep_ratio, STEPS * config.max_timestep_ratio
+    low, high = LADDER_TIMESTEPS * config.min_timestep_ratio, LADDER_TIMESTEPS * config.max_timestep_ratio
     numbers = {"continuous": "real numbers", "integer": "whole numbers"}[config.score_timestep_draw]
     first, last = _drawn_between(config, shift)
     before = "" if shift == 1 else f" before the shift by {shift:g} {FLOW}"
@@ -176,7 +174,7 @@ def _scores(config: DMD2Config, run: fvd.RunConfig) -> dict[str, str]:
             config.score_timestep_choice
         ],
         "critic_timestep_range": {
-            "full": f"t in [0, {STEPS}], with the draw and the shift of the scores",
+            "full": f"t in [0, {LADDER_TIMESTEPS}], with the draw and the shift of the scores",
             "score": f"t in [{low:g}, {high:g}], drawn as the scores'",
         }[config.critic_timestep_range],
     }
@@ -219,7 +217,7 @@ def _adversarial(gan: GanConfig) -> dict[str, str]:
         "timestep": {
             "shared": "the x_t, timestep and noise of the matching gradient, and of the critic's loss",
             "score": "a draw of its own, distributed as the scores'",
-            "uniform": f"a draw of its own, uniform in [0, {STEPS}]",
+            "uniform": f"a draw of its own, uniform in [0, {LADDER_TIMESTEPS}]",
             "clean": "samples and data as they are, at timestep 0",
         }[gan.timestep],
         "real_timestep": {
@@ -238,7 +236,7 @@ def _adversarial(gan: GanConfig) -> dict[str, str]:
 # --- numbers ---
 def _shifted(t: float, shift: float) -> float:
     """t' = s t / (1 + (s - 1) t / N) (Esser et al. 2024, eq. 23). Its inverse is the shift by 1 / s."""
-    return shift * t / (1 + (shift - 1) * t / STEPS)
+    return shift * t / (1 + (shift - 1) * t / LADDER_TIMESTEPS)
 
 
 def _shifted_ladder(config: DMD2Config, run: fvd.RunConfig) -> str:
@@ -246,13 +244,13 @@ def _shifted_ladder(config: DMD2Config, run: fvd.RunConfig) -> str:
 
 
 def _law(shift: float) -> str:
-    return f"{shift:g} t / (1 {'-' if shift < 1 else '+'} {abs(shift - 1):g} t / {STEPS})"
+    return f"{shift:g} t / (1 {'-' if shift < 1 else '+'} {abs(shift - 1):g} t / {LADDER_TIMESTEPS})"
 
 
 def _drawn_between(config: DMD2Config, shift: float) -> tuple[float, float]:
     """Before the shift."""
-    low, high = STEPS * config.min_timestep_ratio, STEPS * config.max_timestep_ratio
-    highest = float(STEPS - 1 if config.score_timestep_draw == "integer" else STEPS)
+    low, high = LADDER_TIMESTEPS * config.min_timestep_ratio, LADDER_TIMESTEPS * config.max_timestep_ratio
+    highest = float(LADDER_TIMESTEPS - 1 if config.score_timestep_draw == "integer" else LADDER_TIMESTEPS)
     match config.score_timestep_range:
         case "inside":
             return _shifted(low, 1 / shift), min(highest, _shifted(high, 1 / shift))
@@ -265,7 +263,7 @@ def _drawn_between(config: DMD2Config, shift: float) -> tuple[float, float]:
 def _piled_up(config: DMD2Config, shift: float) -> str:
     """What the clamp puts on the ends of the range, as shares of the draws."""
     first, last = _drawn_between(config, shift)
-    ends = {STEPS * config.max_timestep_ratio: 1.0, STEPS * config.min_timestep_ratio: -1.0}
+    ends = {LADDER_TIMESTEPS * config.max_timestep_ratio: 1.0, LADDER_TIMESTEPS * config.min_timestep_ratio: -1.0}
     shares = {}
     for end, side in ends.items():
         beyond = side * ((last if side > 0 else first) - _shifted(end, 1 / shift)) / (last - first)

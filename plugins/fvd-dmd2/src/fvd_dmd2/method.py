@@ -40,11 +40,10 @@ from fvd.rollouts import simulate
 from fvd_dmd2.config import DISCRIMINATOR, DMD2Config
 from fvd_dmd2.gan import GanBranch, build_discriminator
 from fvd_dmd2.health import rules
+from fvd_dmd2.presets import LADDER_TIMESTEPS
 from fvd_dmd2.regression import draw_pairs, regression_error, regression_term
 from fvd_dmd2.scores import Draw, ScoreTimesteps, Teacher, TeacherPrediction
 
-LADDER_TIMESTEPS = 1000
-"""Unit of ``dmd_denoising_steps``: 1000 is pure noise."""
 PANEL_TIMESTEPS = (250.0, 500.0, 750.0)
 """Where validation shows what teacher and critic predict."""
 

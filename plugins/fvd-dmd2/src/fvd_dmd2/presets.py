@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+LADDER_TIMESTEPS = 1000
+"""Unit of ``dmd_denoising_steps``, here as in run files: 1000 is pure noise."""
+
 PresetName = Literal["dmd2", "causvid", "self_forcing", "fastgen", "fastvideo"]
 
 
